@@ -162,8 +162,8 @@ class Jaeger:
         if operation is not None:
             query["groupByOperation"] = "true"
         answer = self._get(f"/api/metrics/{kind}", query) or {}
-        wanted = {"name": "operation", "value": operation}
-        metrics = [one for one in answer.get("metrics", ()) if operation is None or wanted in one["labels"]]
+        label = {"name": "operation", "value": operation}
+        metrics = [one for one in answer.get("metrics", ()) if operation is None or label in one["labels"]]
         values = [float(point["gaugeValue"]["doubleValue"]) for one in metrics for point in one["metricPoints"]]
         return [value for value in values if not math.isnan(value)]
 

@@ -5,7 +5,7 @@ from typing import Any
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.report import ConnectorReport
 from cascade.testing import ConnectorConformance
-from tests.lab.waiting import soon
+from tests.lab.waiting import with_timeout
 
 
 class TestMemoryConnector(ConnectorConformance):
@@ -73,7 +73,7 @@ async def test_a_message_from_another_thread_arrives_in_the_event_loop_that_subs
 
     await connector.subscribe("a/+", callback)
     await asyncio.to_thread(asyncio.run, connector.deliver("a/b", {"x": 1}))
-    await soon(arrived.wait())
+    await with_timeout(arrived.wait())
     assert len(set(threads)) == 1
 
 

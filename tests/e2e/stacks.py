@@ -54,8 +54,8 @@ class Embedded:
         return _of_trace(spans, trace_id)
 
     def find(self, service: str, *, operation: str | None = None, tags: Mapping[str, str] | None = None) -> set[str]:
-        wanted = {"service": service, **({"operation": operation} if operation else {}), **(tags or {})}
-        return {span.trace_id for span in self._receiver.spans if wanted.items() <= _searchable(span).items()}
+        expected = {"service": service, **({"operation": operation} if operation else {}), **(tags or {})}
+        return {span.trace_id for span in self._receiver.spans if expected.items() <= _searchable(span).items()}
 
 
 class Servers:

@@ -73,8 +73,8 @@ class Program:
 
     def wait_for_runs(self, more: int) -> None:
         """Wait until `more` further runs have ended."""
-        wanted = len(self.traces) + more
-        until(lambda: len(self.traces) >= wanted or self._process.poll() is not None, "the program's runs end")
+        expected = len(self.traces) + more
+        until(lambda: len(self.traces) >= expected or self._process.poll() is not None, "the program's runs end")
         assert self._process.poll() is None, self._errors
 
     def stop(self) -> str:

@@ -80,7 +80,7 @@ class Fault:
         return cls(disconnect=True, times=times)
 
     @classmethod
-    def nonsense(cls, *, times: int | None = None) -> Self:
+    def invalid_body(cls, *, times: int | None = None) -> Self:
         """A success whose body is no protobuf, as from a proxy or a login page."""
         return cls(garbage=True, times=times)
 

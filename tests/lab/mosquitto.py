@@ -93,7 +93,7 @@ class MosquittoProcess:
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
 
-    def thaw(self) -> None:
+    def unfreeze(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
@@ -103,7 +103,7 @@ class MosquittoProcess:
         try:
             yield
         finally:
-            self.thaw()
+            self.unfreeze()
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -12,14 +12,14 @@ class Progress:
 
     def __init__(self) -> None:
         self._terminal = os.dup(1)  # pytest redirects 1 while a test runs
-        self._doing = "collecting tests"
+        self._activity = "collecting tests"
         self._since = self._shown = monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="tests: progress", daemon=True)
         self._thread.start()
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._doing, self._since = nodeid, monotonic()
+        self._activity, self._since = nodeid, monotonic()
         self._shown = self._since
 
     def pytest_runtest_logreport(self) -> None:
@@ -35,4 +35,4 @@ class Progress:
             now = monotonic()
             if now - self._shown >= INTERVAL:
                 self._shown = now
-                os.write(self._terminal, f"\n{self._doing}, {now - self._since:.0f} s\n".encode())
+                os.write(self._terminal, f"\n{self._activity}, {now - self._since:.0f} s\n".encode())

@@ -14,7 +14,7 @@ NEVER = 3600.0
 _INTERVAL = 0.01
 
 
-async def soon(work: Awaitable[T]) -> T:
+async def with_timeout(work: Awaitable[T]) -> T:
     """Await the work for `HANG` seconds at most and return its result."""
     return await asyncio.wait_for(work, HANG)
 

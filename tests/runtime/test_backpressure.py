@@ -13,7 +13,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import CombinedBackpressure, MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.subscribers import TelemetrySubscriber
-from tests.lab.waiting import HANG, soon
+from tests.lab.waiting import HANG, with_timeout
 
 ITEMS = 400
 AT_ONCE = 100
@@ -60,13 +60,13 @@ class ConnectorLimit:
     """Backpressure of a connector that has room from the third call of `room` on."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.room_calls = 0
 
     def is_full(self) -> bool:
-        return self.asked < 3
+        return self.room_calls < 3
 
     async def room(self) -> None:
-        self.asked += 1
+        self.room_calls += 1
         await asyncio.sleep(0)
 
 
@@ -139,7 +139,7 @@ async def test_the_slowest_of_several_connectors_limits_the_starts() -> None:
 async def test_a_connector_may_limit_its_own_queue(wrap: Any) -> None:
     limited = Limited()
     await run(wrap(limited))
-    assert limited.asked == 3
+    assert limited.room_calls == 3
     assert held(limited)
 
 
@@ -151,6 +151,6 @@ async def test_tasks_start_before_running_ones_end(flow: Any) -> None:
     TelemetrySubscriber(bus, connector, max_bytes=100_000, drain_timeout=HANG)
     engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
     waiting.update(at_work=0, all_here=asyncio.Event())
-    await soon(engine.run(flow(list(range(AT_ONCE)))))
+    await with_timeout(engine.run(flow(list(range(AT_ONCE)))))
     assert waiting["at_work"] == AT_ONCE
     assert backpressure.was_full

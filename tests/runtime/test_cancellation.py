@@ -12,7 +12,7 @@ from cascade.runtime.events import RunFinished, TaskBlocked, TaskExecutionFinish
 from tests.lab.waiting import HANG, NEVER
 from tests.runtime.conftest import RecordedEngine
 
-Victims = list[asyncio.Task[Any]]
+AsyncioTasks = list[asyncio.Task[Any]]
 
 
 @cs.task
@@ -26,7 +26,7 @@ def running() -> asyncio.Task[Any]:
     return task
 
 
-async def soon(run: Awaitable[Any]) -> Any:
+async def result_of(run: Awaitable[Any]) -> Any:
     """Return the result of a run. A run that hangs raises another error than a cancellation."""
     task = asyncio.ensure_future(run)
     done, _ = await asyncio.wait({task}, timeout=HANG)
@@ -36,7 +36,7 @@ async def soon(run: Awaitable[Any]) -> Any:
 
 async def cancelled(recorded: RecordedEngine, target: Any) -> RunFinished:
     with pytest.raises(asyncio.CancelledError) as caught:
-        await soon(recorded.run(target))
+        await result_of(recorded.run(target))
     assert type(caught.value) is asyncio.CancelledError
     (finished,) = recorded.of(RunFinished)
     assert (finished.status, finished.result, finished.exception) == ("Cancelled", "cancellation", None)
@@ -88,25 +88,25 @@ async def test_a_task_that_is_cancelled_ends_the_run(recorded: RecordedEngine, f
 
 
 async def test_a_sibling_cancels_a_task(recorded: RecordedEngine) -> None:
-    victims: Victims = []
+    tasks: AsyncioTasks = []
     started = asyncio.Event()
 
     @cs.task
-    async def victim() -> None:
-        victims.append(running())
+    async def cancelled_task() -> None:
+        tasks.append(running())
         started.set()
         await asyncio.Event().wait()
 
     @cs.task
-    async def killer() -> None:
+    async def canceller() -> None:
         await started.wait()
-        victims[0].cancel("enough")
+        tasks[0].cancel("enough")
         await asyncio.Event().wait()
 
-    finished = await cancelled(recorded, gather(victim(), killer()))
-    assert finished.error == "cancelled because task 'victim' was cancelled"
+    finished = await cancelled(recorded, gather(cancelled_task(), canceller()))
+    assert finished.error == "cancelled because task 'cancelled_task' was cancelled"
     errors = {e.task_name: e.error for e in recorded.of(TaskExecutionFinished)}
-    assert errors == {"victim": "cancelled: enough", "killer": finished.error}
+    assert errors == {"cancelled_task": "cancelled: enough", "canceller": finished.error}
 
 
 async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -> None:
@@ -114,7 +114,7 @@ async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -
     ran = []
 
     @cs.task
-    async def killer() -> None:
+    async def canceller() -> None:
         for task in asyncio.all_tasks() - {running()}:
             if "_guarded" in repr(task.get_coro()):
                 task.cancel()
@@ -124,7 +124,7 @@ async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -
     def late() -> None:
         ran.append(1)
 
-    await cancelled(recorded, gather(killer(), *(late() for _ in range(5))))
+    await cancelled(recorded, gather(canceller(), *(late() for _ in range(5))))
     assert ran == []
 
 
@@ -132,21 +132,21 @@ async def test_a_plain_function_in_a_thread_is_cancelled(recorded: RecordedEngin
     started, may_finish, ended = threading.Event(), threading.Event(), threading.Event()
 
     @cs.task
-    def victim() -> None:
+    def cancelled_task() -> None:
         started.set()
         may_finish.wait(HANG)
         ended.set()
 
     @cs.task
-    async def killer() -> None:
+    async def canceller() -> None:
         await asyncio.to_thread(started.wait, HANG)
         for task in asyncio.all_tasks() - {running()}:
             if "_guarded" in repr(task.get_coro()):
                 task.cancel()
         await asyncio.Event().wait()
 
-    await cancelled(recorded, gather(victim(), killer()))
-    (finished,) = recorded.of(TaskExecutionFinished, "victim")
+    await cancelled(recorded, gather(cancelled_task(), canceller()))
+    (finished,) = recorded.of(TaskExecutionFinished, "cancelled_task")
     assert (finished.status, finished.error, ended.is_set()) == ("Cancelled", "cancelled", False)
     may_finish.set()
     await asyncio.to_thread(ended.wait, HANG)
@@ -154,7 +154,7 @@ async def test_a_plain_function_in_a_thread_is_cancelled(recorded: RecordedEngin
 
 @pytest.mark.parametrize("waits_for", ["retry", "resource"])
 async def test_a_waiting_task_is_cancelled(make_recorded: Callable[..., RecordedEngine], waits_for: str) -> None:
-    recorded, victims = make_recorded(system_resources={"cpu": 1}), []
+    recorded = make_recorded(system_resources={"cpu": 1})
     has_waited = asyncio.Event()
 
     @cs.task
@@ -165,23 +165,24 @@ async def test_a_waiting_task_is_cancelled(make_recorded: Callable[..., Recorded
         await asyncio.Event().wait()
 
     @cs.task
-    async def victim() -> None:
-        victims.append(1)
+    async def waiting_task() -> None:
         raise LookupError("again")
 
     kind = TaskRetrying if waits_for == "retry" else TaskBlocked
     recorded.bus.subscribe(kind, lambda _: has_waited.set())
-    target: Any = victim().with_retry(3, delay=NEVER)
-    if waits_for == "resource":
+    target: Any = waiting_task().with_retry(3, delay=NEVER)
+    if waits_for == "resource":  # `holder` gets the cpu, because tasks of one stage start in the order of their names
         target = gather(holder().with_constraints(cpu=1), target.with_constraints(cpu=1))
     else:
         target = gather(holder(), target)
     run = asyncio.ensure_future(recorded.run(target))
     before = {running(), run}
     with pytest.raises(asyncio.CancelledError):
-        await soon(run)
+        await result_of(run)
     assert recorded.of(RunFinished)[0].result == "cancellation"
-    assert len(recorded.of(TaskExecutionFinished, "victim")) == len(recorded.of(TaskExecutionStarted, "victim"))
+    assert len(recorded.of(TaskExecutionFinished, "waiting_task")) == len(
+        recorded.of(TaskExecutionStarted, "waiting_task")
+    )
 
 
 async def test_the_setup_of_a_resource_is_cancelled(recorded: RecordedEngine) -> None:
@@ -194,23 +195,23 @@ async def test_the_setup_of_a_resource_is_cancelled(recorded: RecordedEngine) ->
 
 
 async def test_a_nested_run_is_cancelled(recorded: RecordedEngine) -> None:
-    outer: Victims = []
+    outer: AsyncioTasks = []
 
     @cs.task
-    async def nests() -> Any:
+    async def starts_nested_run() -> Any:
         outer.append(running())
-        return await recorded.run(victim())
+        return await recorded.run(cancels_outer())
 
     @cs.task
-    async def victim() -> None:
+    async def cancels_outer() -> None:
         outer[0].cancel("by the inner task")
         await asyncio.Event().wait()
 
     with pytest.raises(asyncio.CancelledError):
-        await soon(recorded.run(gather(nests())))
+        await result_of(recorded.run(gather(starts_nested_run())))
     inner, outermost = recorded.of(RunFinished)
     assert (inner.result, outermost.result) == ("cancellation", "cancellation")
-    assert inner.error == recorded.of(TaskExecutionFinished, "victim")[0].error == "cancelled: by the inner task"
+    assert inner.error == recorded.of(TaskExecutionFinished, "cancels_outer")[0].error == "cancelled: by the inner task"
 
 
 async def test_timeouts_and_task_groups_in_a_task_keep_working(recorded: RecordedEngine) -> None:
@@ -243,14 +244,14 @@ async def test_timeouts_and_task_groups_in_a_task_keep_working(recorded: Recorde
             caught.extend(map(str, errors.exceptions))
         return caught
 
-    assert await soon(recorded.run(gather(handles(), groups()))) == ("handled", ["one"])
+    assert await result_of(recorded.run(gather(handles(), groups()))) == ("handled", ["one"])
 
 
 async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(recorded: RecordedEngine) -> None:
     cleaning = asyncio.Event()
 
     @cs.task
-    async def stubborn() -> None:
+    async def ignores_cancellation() -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -262,11 +263,11 @@ async def test_a_failure_stays_the_first_error_if_the_run_is_cancelled_later(rec
         await asyncio.sleep(0)
         raise LookupError("first")
 
-    run = asyncio.ensure_future(recorded.run(gather(stubborn(), fail())))
+    run = asyncio.ensure_future(recorded.run(gather(ignores_cancellation(), fail())))
     await cleaning.wait()
     run.cancel()
     with pytest.raises(LookupError, match="first"):
-        await soon(run)
+        await result_of(run)
     assert recorded.of(RunFinished)[0].error == "LookupError: first"
 
 
@@ -290,7 +291,7 @@ async def test_a_cancellation_together_with_a_failure_does_not_wait_for_threads(
     recorded.bus.subscribe(TaskExecutionFinished, cancel)
     run = asyncio.ensure_future(recorded.run(gather(blocks.map(x=[1]), fail())))
     with pytest.raises(LookupError, match="first"):
-        await soon(run)
+        await result_of(run)
     assert recorded.of(RunFinished)[0].error == "LookupError: first"
     may_finish.set()
 
@@ -315,7 +316,7 @@ async def test_a_failure_waits_for_the_threads_of_a_map(recorded: RecordedEngine
 
     recorded.bus.subscribe(TaskExecutionFinished, continue_later)
     with pytest.raises(LookupError, match="first"):
-        await soon(recorded.run(gather(blocks.map(x=[1]), fail())))
+        await result_of(recorded.run(gather(blocks.map(x=[1]), fail())))
     assert ended == [1]
 
 
@@ -336,7 +337,7 @@ async def test_tasks_carry_the_reason_that_the_run_is_cancelled_with(recorded: R
     await started.wait()
     run.cancel("the client has left")
     with pytest.raises(asyncio.CancelledError):
-        await soon(run)
+        await result_of(run)
     assert seen == [("cancelled: the client has left",)]
     assert recorded.of(TaskExecutionFinished)[0].error == recorded.of(RunFinished)[0].error == seen[0][0]
 
@@ -355,7 +356,7 @@ async def test_errors_of_siblings_are_notes_on_the_first_one(recorded: RecordedE
         raise LookupError("first")
 
     with pytest.raises(LookupError) as caught:
-        await soon(recorded.run(gather(cleans_up.map(x=[7]), fail())))
+        await result_of(recorded.run(gather(cleans_up.map(x=[7]), fail())))
     later = "Later, task 'cleans_up', item 0 failed: RuntimeError: cleanup 7 failed"
     assert sorted(caught.value.__notes__) == [later, "task 'fail'"]
 

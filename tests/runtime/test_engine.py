@@ -24,7 +24,7 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.exceptions import MissingParamError
 from cascade.runtime.protocols import ExecutionPlan
-from tests.lab.waiting import HANG, soon
+from tests.lab.waiting import HANG, with_timeout
 from tests.runtime.conftest import RecordedEngine
 
 
@@ -154,7 +154,7 @@ async def test_cancelling_does_not_wait_for_threads(recorded: RecordedEngine) ->
     await asyncio.to_thread(running.wait, HANG)
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await soon(run)
+        await with_timeout(run)
     assert not may_finish.is_set()
     may_finish.set()
 
@@ -180,7 +180,7 @@ async def test_independent_tasks_run_concurrently(recorded: RecordedEngine) -> N
     @cs.task
     def gather(*_: Any) -> None: ...
 
-    await soon(recorded.run(gather(meet(), meet(), meet())))
+    await with_timeout(recorded.run(gather(meet(), meet(), meet())))
 
 
 async def test_there_are_no_stage_barriers(recorded: RecordedEngine) -> None:
@@ -201,7 +201,7 @@ async def test_there_are_no_stage_barriers(recorded: RecordedEngine) -> None:
     @cs.task
     def gather(*_: Any) -> None: ...
 
-    await soon(recorded.run(gather(slow(), second(quick()))))
+    await with_timeout(recorded.run(gather(slow(), second(quick()))))
 
 
 class Flaky:
@@ -324,7 +324,7 @@ async def test_a_cycle_is_an_error_before_anything_runs(recorded: RecordedEngine
 async def test_an_executor_may_ignore_the_functions_and_receives_the_nodes_of_the_plan() -> None:
     seen: list[Any] = []
 
-    class Spy:
+    class RecordingExecutor:
         async def execute(self, node: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
             seen.append(node)
             return f"{node.name} result"
@@ -338,7 +338,7 @@ async def test_an_executor_may_ignore_the_functions_and_receives_the_nodes_of_th
 
     solver = Renaming()
     target: cs.LazyResult[Any] = cs.task(add.func, name="add")(one())
-    assert await Engine(solver, Spy(), MessageBus()).run(target) == "planned add result"
+    assert await Engine(solver, RecordingExecutor(), MessageBus()).run(target) == "planned add result"
     assert [node.name for node in seen] == ["planned one", "planned add"]
     assert solver.calls == 1
 

@@ -215,12 +215,14 @@ class SlowToEnd(MemoryConnector):
         self.has_ended = True
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["alone", "in a fanout"])
-def test_a_connector_has_the_time_of_its_flush_to_disconnect(monkeypatch: pytest.MonkeyPatch, *, beside: bool) -> None:
+@pytest.mark.parametrize("in_fanout", [False, True], ids=["alone", "in a fanout"])
+def test_a_connector_has_the_time_of_its_flush_to_disconnect(
+    monkeypatch: pytest.MonkeyPatch, *, in_fanout: bool
+) -> None:
     monkeypatch.setattr(engine, "DISCONNECT_TIMEOUT", 0.01)
     monkeypatch.setattr(fanout, "DISCONNECT_TIMEOUT", 0.01)
     connector = SlowToEnd()
-    cs.run(in_loop(1), connector=[connector, MemoryConnector()] if beside else connector)
+    cs.run(in_loop(1), connector=[connector, MemoryConnector()] if in_fanout else connector)
     assert connector.has_ended
 
 

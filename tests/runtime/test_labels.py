@@ -212,11 +212,11 @@ def test_a_blocked_call_has_its_label_before_the_start() -> None:
     def held() -> list[dict[str, Any]]:
         return [p["body"]["metadata"] for p in connector.payloads if p["body"].get("state") == "PENDING"]
 
-    gate = cs.task(lambda x: until_blocking(held), name="gate", label=lambda x: f"gate {x}")
-    both = [gate(cs.task(lambda n=n: n, name="make")()).with_constraints(slot=1) for n in (1, 2)]
+    blocker = cs.task(lambda x: until_blocking(held), name="blocker", label=lambda x: f"blocker {x}")
+    both = [blocker(cs.task(lambda n=n: n, name="make")()).with_constraints(slot=1) for n in (1, 2)]
     cs.run(cs.task(lambda *_: None)(*both), connector=connector, system_resources={"slot": 1}, log_level="OFF")
     (label,) = {one["label"] for one in held()}
-    assert label in {"gate 1", "gate 2"}
+    assert label in {"blocker 1", "blocker 2"}
 
 
 def test_a_skipped_or_cached_call_keeps_its_label() -> None:

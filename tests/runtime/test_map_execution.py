@@ -7,7 +7,7 @@ import cascade as cs
 from cascade.runtime import _map_execution
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
 from cascade.spec.lazy_types import MappedLazyResult
-from tests.lab.waiting import soon
+from tests.lab.waiting import with_timeout
 from tests.runtime.conftest import RecordedEngine
 
 
@@ -68,7 +68,7 @@ async def test_each_item_gets_the_maps_policies() -> None:
 
     recorded = RecordedEngine(system_resources={"cpu": 1})
     target = flaky.map(x=[1, 2, 3]).with_retry(1).with_cache(Cache()).with_constraints(cpu=1)
-    assert await soon(recorded.run(target)) == [1, 2, 99]
+    assert await with_timeout(recorded.run(target)) == [1, 2, 99]
     assert len(recorded.of(TaskRetrying)) == 2
     assert [e.reason for e in recorded.of(TaskSkipped)] == ["CacheHit"]
 
@@ -86,7 +86,7 @@ async def test_the_first_item_that_fails_stops_the_others(recorded: RecordedEngi
         await asyncio.Event().wait()
 
     with pytest.raises(LookupError, match="one"):
-        await soon(recorded.run(item.map(x=[0, 1, 2])))
+        await with_timeout(recorded.run(item.map(x=[0, 1, 2])))
     statuses = {e.map_index: e.status for e in recorded.of(TaskExecutionFinished, "item")}
     assert statuses == {0: "Cancelled", 1: "Failed", 2: "Cancelled"}
     assert recorded.of(TaskExecutionFinished, "map(item)")[0].status == "Failed"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.publish_queue import Message, PublishQueue
-from tests.lab.waiting import HANG, NEVER, soon, until
+from tests.lab.waiting import HANG, NEVER, until, with_timeout
 
 
 def message(number: int, *, terminal: bool = True, size: int = 10) -> Message:
@@ -132,7 +132,7 @@ async def test_a_drain_neither_waits_for_nor_drops_later_messages() -> None:
     connector = Endless()
     queue = connector.queue = PublishQueue(connector)
     queue.put(message(0))
-    await soon(queue.drain(NEVER))
+    await with_timeout(queue.drain(NEVER))
     assert numbers(connector)[0] == 0
     connector.is_publishing = False
     await queue.drain(HANG)
@@ -196,7 +196,7 @@ async def test_messages_stay_in_the_queue_while_the_connector_is_full() -> None:
         await connector.room()
     assert numbers(connector) == [0]
     connector.is_empty.set()
-    await soon(draining)
+    await with_timeout(draining)
     assert numbers(connector) == [0, 1, 2]
 
 
@@ -228,7 +228,7 @@ async def test_a_connector_that_stays_full_does_not_block_the_event_loop() -> No
     await until(lambda: connector.calls > 1)
     assert numbers(connector) == [0]
     connector.is_empty.set()
-    await soon(draining)
+    await with_timeout(draining)
     assert numbers(connector) == [0, 1, 2]
 
 

@@ -15,7 +15,7 @@ from cascade.graph.model import Node
 from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskBlocked, TaskExecutionFinished, TaskExecutionStarted, TaskRetrying
 from cascade.runtime.protocols import ExecutorSlots, Slot
-from tests.lab.waiting import HANG, NEVER, soon
+from tests.lab.waiting import HANG, NEVER, with_timeout
 from tests.runtime.control.controlled_engine import ControlledEngine
 
 collect = cs.task(lambda xs: xs, name="collect", threaded=False)
@@ -64,7 +64,7 @@ async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> Non
     assert [body["metadata"]["reason"] for body in pending] == ["executor"] * 3
     assert not any("constraint" in body["metadata"] for body in pending)
     blocking.open()
-    assert await soon(run) == [0, 1, 2, 3, 4]
+    assert await with_timeout(run) == [0, 1, 2, 3, 4]
     ended = [one for one in controlled.events_of(TaskExecutionFinished) if one.task_name == "work"]
     late = [one for one in ended if one.waits]
     assert [[wait.reason for wait in one.waits] for one in late] == [["executor"]] * 3
@@ -87,7 +87,7 @@ async def test_a_pause_holds_the_tasks_that_wait_for_a_thread(shape: Callable[..
     assert len(first.began) == 2
     assert controlled.started.count("work") == 2
     await controlled.clear(scope, "pause")
-    assert await soon(run) == list(range(count))
+    assert await with_timeout(run) == list(range(count))
 
 
 async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_threads() -> None:
@@ -99,13 +99,13 @@ async def test_a_pause_holds_the_waiting_tasks_of_all_runs_that_share_the_thread
     await other.wait_for(TaskBlocked, 4)
     await other.constrain("global", "pause")
     blocking.open()
-    assert await soon(busy) == [0, 1, 2, 3]
+    assert await with_timeout(busy) == [0, 1, 2, 3]
     while "paused" not in [reason for _, reason in other.reasons]:
         await other.wait_for(TaskBlocked, len(other.reasons) + 1)
 
     assert other.started == []
     await other.clear("global", "pause")
-    assert await soon(waiting) == [0, 1, 2, 3]
+    assert await with_timeout(waiting) == [0, 1, 2, 3]
 
 
 async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
@@ -125,7 +125,7 @@ async def test_a_pause_holds_the_waiting_tasks_of_a_nested_run() -> None:
         await controlled.wait_for(TaskBlocked, len(controlled.reasons) + 1)
     assert len(blocking.began) == 1
     await controlled.clear("global", "pause")
-    assert await soon(run) == [0, 1, 2]
+    assert await with_timeout(run) == [0, 1, 2]
 
 
 async def test_a_task_that_waits_for_a_slot_holds_no_resource_and_no_permit() -> None:
@@ -141,11 +141,11 @@ async def test_a_task_that_waits_for_a_slot_holds_no_resource_and_no_permit() ->
         done.set()
         return "in loop"
 
-    assert await soon(controlled.start(cs.task(in_loop, name="user-2")().with_constraints(gpu=1))) == "in loop"
+    assert await with_timeout(controlled.start(cs.task(in_loop, name="user-2")().with_constraints(gpu=1))) == "in loop"
     assert not threaded.done()
     blocking.open()
-    assert await soon(threaded) == "threaded"
-    assert await soon(blocker) == 0
+    assert await with_timeout(threaded) == "threaded"
+    assert await with_timeout(blocker) == 0
 
 
 async def test_slots_resources_and_a_limit_do_not_deadlock() -> None:
@@ -154,7 +154,7 @@ async def test_slots_resources_and_a_limit_do_not_deadlock() -> None:
     tasks = {name: cs.task(lambda i: i, name=name) for name in "abc"}
     need: dict[str, dict[str, int]] = {"a": {"gpu": 1}, "b": {"gpu": 1, "net": 2}, "c": {"net": 2}}
     target = collect([tasks[n](i).with_constraints(**need[n]) for i in range(40) for n in "abc"])
-    assert await soon(controlled.start(target)) == [i for i in range(40) for _ in "abc"]
+    assert await with_timeout(controlled.start(target)) == [i for i in range(40) for _ in "abc"]
     assert controlled.engine.resource_manager.usage == {"gpu": 0.0, "net": 0.0}
 
 
@@ -170,7 +170,7 @@ async def test_a_task_holds_no_slot_during_the_delay_of_a_retry() -> None:
 
     retried = controlled.start(cs.task(flaky, name="flaky")().with_retry(1, delay=NEVER))
     await controlled.wait_for(TaskRetrying)
-    assert await soon(controlled.start(cs.task(lambda: "other", name="other")())) == "other"
+    assert await with_timeout(controlled.start(cs.task(lambda: "other", name="other")())) == "other"
     retried.cancel()
     with suppress(asyncio.CancelledError):
         await retried
@@ -198,8 +198,8 @@ async def test_a_later_attempt_takes_a_slot_again() -> None:
     assert controlled.reasons == [("blocker", "executor"), ("flaky", "executor")]
     assert calls == ["flaky"]
     blocking.open()
-    assert await soon(retried) == "flaky"
-    assert await soon(blocker) == 0
+    assert await with_timeout(retried) == "flaky"
+    assert await with_timeout(blocker) == 0
     waits = next(one for one in controlled.events_of(TaskExecutionFinished) if one.task_name == "flaky").waits
     assert [wait.reason for wait in waits] == ["retry", "executor"]
 
@@ -213,12 +213,14 @@ async def test_coroutines_and_functions_in_the_loop_need_no_slot() -> None:
     async def coroutine() -> int:
         return 1
 
-    assert await soon(controlled.start(collect([coroutine(), cs.task(lambda: 2, threaded=False, name="two")()]))) == [
+    assert await with_timeout(
+        controlled.start(collect([coroutine(), cs.task(lambda: 2, threaded=False, name="two")()]))
+    ) == [
         1,
         2,
     ]
     blocking.open()
-    await soon(blocker)
+    await with_timeout(blocker)
     assert controlled.reasons == []
 
 
@@ -232,8 +234,8 @@ async def test_a_cancelled_run_releases_its_slots() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     blocking.open()
-    await soon(blocker)
-    assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
+    await with_timeout(blocker)
+    assert await with_timeout(controlled.start(fan_out(cs.task(lambda i: i, name="next"), 3))) == [0, 1, 2]
 
 
 class AdjustableSlots:
@@ -312,7 +314,7 @@ async def test_the_number_of_slots_of_an_executor_may_change(shape: Callable[...
         await controlled.wait_for(TaskExecutionStarted, 4)
     executor.own_slots.resize(3)
     may_finish.set()
-    assert await soon(run) == list(range(9))
+    assert await with_timeout(run) == list(range(9))
     assert executor.most <= 4
     assert executor.own_slots.used == 0
     assert not executor.own_slots.requests
@@ -324,7 +326,7 @@ async def test_without_slots_tasks_wait_for_the_first_one() -> None:
     run = controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))
     await controlled.wait_for(TaskBlocked, 3)
     executor.own_slots.resize(1)
-    assert await soon(run) == [0, 1, 2]
+    assert await with_timeout(run) == [0, 1, 2]
 
 
 async def test_an_executor_without_slots_is_called_at_once() -> None:
@@ -333,7 +335,7 @@ async def test_an_executor_without_slots_is_called_at_once() -> None:
             return node.callable_obj(*args, **kwargs)
 
     controlled = ControlledEngine(executor=Plain())
-    assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 50))) == list(range(50))
+    assert await with_timeout(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 50))) == list(range(50))
     assert controlled.reasons == []
 
 
@@ -347,7 +349,7 @@ async def test_slots_that_raise_do_not_stop_the_run(broken: str, caplog: pytest.
 
     setattr(Broken, broken, fail)
     controlled = ControlledEngine(executor=Remote(Broken(0)))
-    assert await soon(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
+    assert await with_timeout(controlled.start(fan_out(cs.task(lambda i: i, name="work"), 3))) == [0, 1, 2]
     assert "tasks start without a slot" in caplog.text
 
 
@@ -368,7 +370,7 @@ async def test_items_in_the_delay_of_a_retry_do_not_block_other_items() -> None:
         return i
 
     run = controlled.start(cs.task(work).map(i=list(range(10))).with_retry(1, delay=NEVER))
-    await soon(others.wait())
+    await with_timeout(others.wait())
     assert sorted(seen) == list(range(10))
     run.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -101,9 +101,9 @@ async def test_map_items_beyond_the_window_and_those_that_wait_for_a_resource(
         _change_context()
         return i, seen
 
-    task, want = shape(item, "item"), [(i, CLEAN) for i in range(8)]
-    assert await recorded.run(task.map(i=list(range(8)))) == want
-    assert await recorded.run(task.map(i=list(range(8))).with_constraints(slot=1)) == want
+    task, expected = shape(item, "item"), [(i, CLEAN) for i in range(8)]
+    assert await recorded.run(task.map(i=list(range(8)))) == expected
+    assert await recorded.run(task.map(i=list(range(8))).with_constraints(slot=1)) == expected
 
 
 @pytest.mark.usefixtures("caller")
@@ -176,9 +176,9 @@ async def test_an_asyncio_task_of_a_task_has_the_context_of_the_task(recorded: R
             raise OSError
         return await spawn.func()
 
-    want = (("own", "own"), ["own", "own"])
-    assert await recorded.run(spawn()) == want
-    assert await recorded.run(second_attempt().with_retry(1)) == want
+    expected = (("own", "own"), ["own", "own"])
+    assert await recorded.run(spawn()) == expected
+    assert await recorded.run(second_attempt().with_retry(1)) == expected
 
 
 @pytest.mark.skipif(getattr(sys.flags, "thread_inherit_context", False), reason="each thread has a copy of the context")

@@ -52,13 +52,13 @@ class Received(NamedTuple):
 def received() -> Iterator[Received]:
     """Return the spans of a run in several traces, with retries, waits and a skipped task."""
     with OtlpReceiver() as receiver:
-        beside = MemoryConnector()
+        memory = MemoryConnector()
         style = cs.Router(choose(), {"short": brief(), "long": story()})
         items = flaky.map(x=list(range(ITEMS))).with_retry(1, delay=0.002)
-        connectors: list[cs.Connector] = [cs.OtelConnector(receiver.http_endpoint, parent="none"), beside]
+        connectors: list[cs.Connector] = [cs.OtelConnector(receiver.http_endpoint, parent="none"), memory]
         assert cs.run(count(items, style), connector=connectors, log_level="ERROR") == ITEMS
         spans = receiver.wait_for(lambda spans: len(spans.named("flaky")) == ITEMS and bool(spans.named("run count")))
-        first = beside.payloads[0]
+        first = memory.payloads[0]
         yield Received(spans, first["run_id"], first["trace_id"])
 
 

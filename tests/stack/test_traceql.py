@@ -53,8 +53,8 @@ def filled(text: str, chosen: str | list[str]) -> str:
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.place)
 def test_each_query_is_valid_traceql_for_all_chosen_values(parse: Parse, query: Query) -> None:
     chosen: list[str | list[str]] = [ALL, NAMES, *([name] for name in NAMES)]
-    asked = [filled(query.text, choice) for choice in chosen]
-    assert dict(zip(asked, parse(*asked), strict=True)) == {one: [] for one in asked}
+    queries = [filled(query.text, choice) for choice in chosen]
+    assert dict(zip(queries, parse(*queries), strict=True)) == {one: [] for one in queries}
 
 
 def test_the_dashboards_and_the_page_about_grafana_have_queries() -> None:

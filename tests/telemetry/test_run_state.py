@@ -16,7 +16,7 @@ from cascade.telemetry.run_state import RunStateFold, encode_state
 from cascade.telemetry.schema import load
 from cascade.telemetry.wire import dumps, loads, parse_timestamp
 from cascade.testing import record_run
-from tests.lab.waiting import soon, until
+from tests.lab.waiting import until, with_timeout
 from tests.runtime.control.controlled_engine import ControlledEngine
 
 VALIDATOR = Draft202012Validator(load("state"))
@@ -154,7 +154,7 @@ async def test_a_task_that_a_constraint_holds_has_its_reason_and_its_constraint(
     seen = up_to(controlled.connector.payloads, "hold", "PENDING")
     release.set()
     await controlled.clear("task/hold", kind)
-    await soon(work)
+    await with_timeout(work)
     waiting = folded(seen)["waiting"]
     assert [(task["task_name"], task["reason"]) for task in waiting] == [("hold", reason)]
     assert waiting[0]["constraint"] == {"scope": "task/hold", "type": kind, "id": f"{kind}-1"}
@@ -222,14 +222,14 @@ async def test_an_attempt_that_was_held_back_after_its_delay_runs_again() -> Non
 
     controlled = ControlledEngine()
     run = controlled.start(cs.task(work, name="flaky")().with_retry(1, delay=0.001))
-    await soon(failed.wait())
+    await with_timeout(failed.wait())
     await controlled.constrain("task/flaky", "pause")
     await until(lambda: any(p["body"]["metadata"].get("reason") == "paused" for p in controlled.connector.payloads))
     assert [task["reason"] for task in folded(controlled.connector.payloads)["waiting"]] == ["paused"]
     await controlled.clear("task/flaky", "pause")
-    second = (await soon(controlled.wait_for(TaskExecutionStarted, 2))).attempt
+    second = (await with_timeout(controlled.wait_for(TaskExecutionStarted, 2))).attempt
     release.set()
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     state = folded(up_to(controlled.connector.payloads, "flaky", "RUNNING", 2))
     assert (second, [task["attempt"] for task in state["running"]], state["waiting"]) == (2, [2], [])
 

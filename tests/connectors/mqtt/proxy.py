@@ -196,18 +196,18 @@ class Proxy:
             assert self._changed.wait_for(lambda: condition(self.packets), HANG), self.packets[-5:]
             return list(self.packets)
 
-    def wait_for_count(self, count: int, wanted: Callable[[Packet], bool]) -> list[Packet]:
+    def wait_for_count(self, count: int, matches: Callable[[Packet], bool]) -> list[Packet]:
         """Wait until `count` packets match, and return all that match."""
-        return [*filter(wanted, self.wait_for(lambda packets: sum(map(wanted, packets)) >= count))]
+        return [*filter(matches, self.wait_for(lambda packets: sum(map(matches, packets)) >= count))]
 
-    def matching(self, wanted: Callable[[Packet], bool]) -> list[Packet]:
+    def matching(self, matches: Callable[[Packet], bool]) -> list[Packet]:
         """Return the packets so far that match."""
         with self._changed:
-            return [*filter(wanted, self.packets)]
+            return [*filter(matches, self.packets)]
 
-    def hold(self, wanted: Callable[[Packet], bool]) -> None:
+    def hold(self, matches: Callable[[Packet], bool]) -> None:
         """Hold matching packets until `release`."""
-        self._is_held = wanted
+        self._is_held = matches
 
     def release(self) -> None:
         """Forward the held packets, and stop holding."""

@@ -312,7 +312,7 @@ def test_an_unacknowledged_packet_id_is_not_reused(broker: Broker) -> None:
             first = connected.send("cascade/x", b"first", 1, publish_properties(b""))
             connected._client._last_mid = first - 1
             second = connected.send("cascade/x", b"second", 1, publish_properties(b""))
-            broker.thaw()
+            broker.unfreeze()
             await both.wait()
             assert acknowledged == [first, second]
 
@@ -589,7 +589,7 @@ def test_data_larger_than_the_socket_buffer_arrives(
                 asyncio.ensure_future(connected.publish("cascade/x", body, 1, timeout=math.inf)) for _ in range(count)
             ]
             await until(lambda: socket_is_full(connected))
-            broker.thaw()
+            broker.unfreeze()
             await asyncio.gather(*calls)
             assert not connected.wants_write
 

@@ -167,14 +167,14 @@ def test_by_default_mosquitto_queues_1000_messages_for_a_subscriber(tmp_path: Pa
     with Broker(tmp_path) as broker:
         session = ["-p", str(broker.port), "-V", "5", "-q", "1", "-t", "t", "-i", "away", "-c", "-x", "3600"]
         subprocess.run([programs.program("mosquitto_sub"), *session, "-E"], check=True, timeout=HANG)
-        with Listener(broker.port, "t") as beside:
+        with Listener(broker.port, "t") as other_client:
             for number in range(1_500):
-                beside.client.publish("t", str(number), 1)
-            beside.wait_for(lambda seen: len(seen) == 1_500)
+                other_client.client.publish("t", str(number), 1)
+            other_client.wait_for(lambda seen: len(seen) == 1_500)
             with subprocess.Popen(["mosquitto_sub", *session], stdout=subprocess.PIPE, text=True) as back:
                 assert back.stdout is not None
                 queued = [back.stdout.readline()]
-                beside.publish("t", "mark")
+                other_client.publish("t", "mark")
                 queued += iter(back.stdout.readline, "mark\n")
                 back.kill()
     assert len(queued) == 1_000

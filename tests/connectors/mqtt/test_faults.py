@@ -136,7 +136,7 @@ def test_the_flush_to_a_frozen_broker_is_short(
     try:
         run(connector, freeze(double.map(x=list(range(ITEMS)))))
     finally:
-        broker.thaw()
+        broker.unfreeze()
     (warning,) = warnings(caplog)
     assert "messages were lost" in warning
 
@@ -349,22 +349,22 @@ def test_a_frozen_subscriber_receives_the_queued_messages(
 ) -> None:
     pattern = f"cascade/telemetry/local/{project}/+/events"
     options = ["-p", str(shared_broker.port), "-V", "5", "-q", "1", "-t", pattern, "-C", str(MESSAGES + 1), "-F", "%q"]
-    with Listener(shared_broker.port, pattern) as beside:
+    with Listener(shared_broker.port, pattern) as other_client:
         slow = subprocess.Popen(["mosquitto_sub", *options], stdout=subprocess.PIPE, text=True)
         try:
             # It has subscribed when it receives the retained message.
-            beside.publish(f"cascade/telemetry/local/{project}/hello/events", b"hello", retain=True)
+            other_client.publish(f"cascade/telemetry/local/{project}/hello/events", b"hello", retain=True)
             assert slow.stdout is not None
             assert slow.stdout.readline()
             slow.send_signal(signal.SIGSTOP)
             run(MqttConnector("127.0.0.1", shared_broker.port))
-            beside.wait_for(lambda seen: _has_ended([m for m in seen if m.payload != b"hello"]))
+            other_client.wait_for(lambda seen: _has_ended([m for m in seen if m.payload != b"hello"]))
             slow.send_signal(signal.SIGCONT)
             assert slow.wait(HANG) == 0
         finally:
             slow.kill()
             slow.stdout.close() if slow.stdout else None
-            beside.publish(f"cascade/telemetry/local/{project}/hello/events", b"", retain=True)
+            other_client.publish(f"cascade/telemetry/local/{project}/hello/events", b"", retain=True)
     assert warnings(caplog) == []
 
 

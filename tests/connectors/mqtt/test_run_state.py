@@ -22,7 +22,7 @@ from cascade.testing import MemoryConnector
 from tests.connectors.mqtt.broker import SETTINGS, Broker, Listener, Message
 from tests.connectors.mqtt.messages import events, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, change_connack, received_by_client, sent_by_client
-from tests.lab.waiting import HANG, soon, until, until_blocking
+from tests.lab.waiting import HANG, until, until_blocking, with_timeout
 from tests.lab.workflows import load, recorded
 
 VALIDATOR = Draft202012Validator(load_schema("state"))
@@ -80,7 +80,7 @@ class WaitingRun:
 
     async def end(self) -> None:
         self.release.set()
-        assert await soon(self.run) == 1
+        assert await with_timeout(self.run) == 1
 
 
 def retained(port: int, count: int = 1) -> list[Message]:

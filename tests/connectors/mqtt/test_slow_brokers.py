@@ -17,7 +17,7 @@ from stack.addresses import reserved_port
 from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import events, numbers, telemetry, warnings
 from tests.connectors.mqtt.waiting import is_connected
-from tests.lab.waiting import soon, until
+from tests.lab.waiting import until, with_timeout
 
 ITEMS = 400
 BUFFER = 40_000
@@ -146,6 +146,6 @@ async def test_a_thousand_callers_wait_for_room(
             async with asyncio.timeout(0):
                 await connector.publish("cascade/telemetry/local/default/run/events", telemetry(number), 1)
     assert connector.is_full()
-    await soon(asyncio.gather(*(connector.room() for _ in range(1_000))))
+    await with_timeout(asyncio.gather(*(connector.room() for _ in range(1_000))))
     limits.undo()
     await connector.disconnect()

@@ -27,7 +27,7 @@ from tests.connectors.mqtt.broker import Broker, Listener
 from tests.connectors.mqtt.messages import telemetry, warnings
 from tests.connectors.mqtt.proxy import Packet, Proxy, received_by_client, sent_by_client
 from tests.connectors.mqtt.waiting import delay_connections, is_connected
-from tests.lab.waiting import HANG, NEVER, soon, until
+from tests.lab.waiting import HANG, NEVER, until, with_timeout
 
 CONTROL = "cascade/control/local/default/constraints/#"
 PAUSE = "cascade/control/local/default/constraints/global/pause"
@@ -116,7 +116,7 @@ async def test_subscribe_waits_for_callbacks_with_a_time_limit(broker: Broker, l
         await connector.subscribe(CONTROL, slow_callback)
         assert done.is_set()
         limits.setattr(subscriber, "SUBSCRIBE_TIMEOUT", 0.05)
-        await soon(connector.subscribe(CONTROL, blocked_callback))
+        await with_timeout(connector.subscribe(CONTROL, blocked_callback))
         await connector.disconnect()
 
 
@@ -125,7 +125,7 @@ async def test_subscribe_does_not_wait_for_a_refused_port(limits: pytest.MonkeyP
     limits.setattr(health, "ANSWER_TIMEOUT", NEVER)
     connector = MqttConnector("127.0.0.1", reserved_port())
     await connector.connect()
-    await soon(connector.subscribe(CONTROL, RecordingCallback()))
+    await with_timeout(connector.subscribe(CONTROL, RecordingCallback()))
     await connector.disconnect()
 
 
@@ -133,7 +133,7 @@ async def test_subscribe_does_not_wait_for_a_refused_port(limits: pytest.MonkeyP
 async def test_subscribe_has_a_time_limit_without_an_answer(broker: Broker) -> None:
     with broker.frozen():
         connector = await connected(broker, flush_timeout=NEVER)
-        await soon(connector.subscribe(CONTROL, RecordingCallback()))
+        await with_timeout(connector.subscribe(CONTROL, RecordingCallback()))
         await connector.disconnect()
 
 
@@ -424,7 +424,7 @@ async def test_a_refused_subscription_is_reported(
     with Broker(tmp_path, *options) as broker:
         connector = await connected(broker)
         for _ in range(2):
-            await soon(connector.subscribe(CONTROL, RecordingCallback()))
+            await with_timeout(connector.subscribe(CONTROL, RecordingCallback()))
         await connector.publish("cascade/telemetry/local/default/run/events", telemetry(), 1)
         await connector.disconnect()
         assert connector.report().sent == 1
@@ -556,7 +556,7 @@ async def test_without_access_to_the_presence_round_trips_are_made(
     await connector.subscribe(CONTROL, callback)
     assert sorted(callback.calls) == sorted((topic, constraint(n)) for n, topic in enumerate(topics))
     limits.setattr(subscriber, "PRESENCE_TIMEOUT", NEVER)
-    await soon(connector.subscribe("cascade/control/#", RecordingCallback()))
+    await with_timeout(connector.subscribe("cascade/control/#", RecordingCallback()))
     assert warnings(caplog) == [UNCERTAIN_WARNING + status_topic("local", "default", source())]
     await connector.disconnect()
 
@@ -610,7 +610,7 @@ async def test_a_refused_subscription_to_the_presence_is_harmless(broker: Broker
         other.publish(PAUSE, json.dumps(constraint()), retain=True)
         connector, callback = MqttConnector("127.0.0.1", proxy.port), RecordingCallback()
         await connector.connect()
-        await soon(connector.subscribe(CONTROL, callback))
+        await with_timeout(connector.subscribe(CONTROL, callback))
         assert callback.payloads == [constraint()]
         await connector.disconnect()
 
@@ -627,7 +627,7 @@ async def test_a_subscription_that_ends_the_connection_is_sent_at_most_twice(bro
         await connector.connect()
         await connector.subscribe(CONTROL, callback)
         await until(lambda: callback.payloads == [constraint()])
-        await soon(connector.subscribe("cascade/control/#", RecordingCallback()))
+        await with_timeout(connector.subscribe("cascade/control/#", RecordingCallback()))
         assert len(proxy.matching(sent_by_client(PacketTypes.CONNECT))) == 3
         await connector.disconnect()
 
@@ -768,7 +768,7 @@ async def test_continuous_publications_do_not_delay_a_subscription(
     with Listener(broker.port, "none") as other:
         publishing = asyncio.create_task(asyncio.to_thread(publish, other))
         try:
-            await soon(connector.subscribe(CONTROL, RecordingCallback()))
+            await with_timeout(connector.subscribe(CONTROL, RecordingCallback()))
             assert not publishing.done()
         finally:
             has_subscribed.set()

@@ -43,12 +43,12 @@ class HoldingReceiver(FaultyReceiver):
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_new_tasks_wait_for_a_slow_collector(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with HoldingReceiver() as receiver:
         receiver.fault = SLOW
-        receiver.condition = lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads)
+        receiver.condition = lambda: any(p["body"].get("state") == "PENDING" for p in memory.payloads)
         connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
-        assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+        assert cs.run(flow(), connector=[connector, memory], log_level="ERROR") == [2 * x for x in range(ITEMS)]
         spans = receiver.spans
     assert warnings(caplog) == []
     assert len(spans.named("double")) == ITEMS
@@ -56,7 +56,7 @@ def test_new_tasks_wait_for_a_slow_collector(protocol: str, caplog: pytest.LogCa
     waits = spans.named("double wait")
     assert waits
     assert {span.attributes["cascade.wait.reason"] for span in waits} == {"telemetry"}
-    held = [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
+    held = [p for p in memory.payloads if p["body"].get("state") == "PENDING"]
     assert {p["body"]["metadata"]["reason"] for p in held} == {"telemetry"}
     (root,) = [span for span in spans if span.kind == "SERVER"]
     assert root.attributes["cascade.run.tasks.held_back"] == len(held)
@@ -81,15 +81,15 @@ def test_with_drop_no_task_waits(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.usefixtures("real_limits")
 @pytest.mark.parametrize("kind", ["refused", "silent"])
 def test_no_task_waits_for_an_unreachable_collector(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with (
         contextlib.nullcontext(servers.unused_endpoint()) if kind == "refused" else servers.silent_server() as endpoint
     ):
         connector = OtelConnector(endpoint, max_buffer_bytes=BUFFER)
         cs.run(double(1), connector=connector, log_level="ERROR")  # this run finds it unreachable
         caplog.clear()
-        assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
-    assert not [p for p in beside.payloads if p["body"].get("state") == "PENDING"]
+        assert cs.run(flow(), connector=[connector, memory], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+    assert not [p for p in memory.payloads if p["body"].get("state") == "PENDING"]
     (warning,) = warnings(caplog)
     lost, pending = map(int, re.findall(r"(\d+) spans (?:were|are)", warning))
     assert lost + pending == ITEMS + 3
@@ -98,18 +98,18 @@ def test_no_task_waits_for_an_unreachable_collector(kind: str, caplog: pytest.Lo
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_new_tasks_wait_during_retryable_responses(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with FaultyReceiver() as receiver:
         receiver.fault = Fault.unavailable()
 
         def recover() -> None:
-            until_blocking(lambda: any(p["body"].get("state") == "PENDING" for p in beside.payloads))
+            until_blocking(lambda: any(p["body"].get("state") == "PENDING" for p in memory.payloads))
             receiver.fault = None
 
         recovering = threading.Thread(target=recover)
         recovering.start()
         connector = OtelConnector(receiver.endpoint(protocol), protocol=protocol, max_buffer_bytes=BUFFER)
-        assert cs.run(flow(), connector=[connector, beside], log_level="ERROR") == [2 * x for x in range(ITEMS)]
+        assert cs.run(flow(), connector=[connector, memory], log_level="ERROR") == [2 * x for x in range(ITEMS)]
         recovering.join()
         spans = receiver.spans
     assert warnings(caplog) == []

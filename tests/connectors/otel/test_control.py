@@ -12,7 +12,7 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel import OtelConnector
 from cascade.telemetry.topics import control_topic
 from cascade.testing import OtlpReceiver, ReceivedSpan
-from tests.lab.waiting import soon, until
+from tests.lab.waiting import until, with_timeout
 
 ORDER = ["APPLIED", "REFUSED", "CLEARED"]
 
@@ -40,7 +40,7 @@ async def controlled_run(receiver: OtlpReceiver) -> dict[str, ReceivedSpan]:
     )
     await until(lambda: any(payload["body"].get("state") == "PENDING" for payload in connector.payloads))
     await connector.deliver(topic, b"", retain=True)
-    await soon(run)
+    await with_timeout(run)
     spans = receiver.wait_for(lambda spans: any(span.name == "run both" for span in spans))
     return {span.name: span for span in spans}
 

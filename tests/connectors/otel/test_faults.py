@@ -63,7 +63,7 @@ def test_all_spans_are_delivered_if_a_collector(
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        pytest.param(Fault.nonsense(), "the answer is not OTLP", id="sends an invalid response"),
+        pytest.param(Fault.invalid_body(), "the answer is not OTLP", id="sends an invalid response"),
         pytest.param(
             Fault(http_status=400, grpc_code="INVALID_ARGUMENT", message="not like this"),
             "not like this",

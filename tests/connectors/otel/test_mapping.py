@@ -55,12 +55,12 @@ def attributes(span: Any, *names: str) -> dict[str, Any]:
 
 
 def test_a_run_is_a_root_span_of_kind_server(collector: Collector) -> None:
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     spans = collector.trace_of(
-        add(one(), cs.Param("n", default=1, type=int)), connector=[collector.connector(), beside]
+        add(one(), cs.Param("n", default=1, type=int)), connector=[collector.connector(), memory]
     )
     (root,) = spans.roots()
-    header = beside.payloads[0]
+    header = memory.payloads[0]
     run_id = header["run_id"]
     assert (root.name, root.kind, root.status) == ("run add", "SERVER", "UNSET")
     assert (root.trace_id, root.span_id) == (run_id.replace("-", ""), span_id(run_id))
@@ -71,7 +71,7 @@ def test_a_run_is_a_root_span_of_kind_server(collector: Collector) -> None:
         "run.inputs": ["n"],
         "run.tasks.completed": 2,
     }
-    assert {(p["trace_id"], p["span_id"]) for p in beside.payloads} == {
+    assert {(p["trace_id"], p["span_id"]) for p in memory.payloads} == {
         (span.trace_id, span.span_id) for span in spans if span.name != "run add started"
     }
     assert {span.kind for span in spans if span is not root} == {"INTERNAL"}
@@ -96,11 +96,11 @@ def test_a_run_is_visible_while_it_is_in_progress(collector: Collector) -> None:
 
 
 def test_the_span_of_a_task_has_the_times_of_its_messages(collector: Collector) -> None:
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     target = one()
-    spans = collector.trace_of(target, connector=[collector.connector(), beside])
+    spans = collector.trace_of(target, connector=[collector.connector(), memory])
     span = spans.one("one")
-    (body,) = (p["body"] for p in beside.payloads if p["body"].get("state") == "COMPLETED")
+    (body,) = (p["body"] for p in memory.payloads if p["body"].get("state") == "COMPLETED")
     assert span.parent_span_id == spans.one("run one").span_id
     assert span.duration_ms == pytest.approx(body["duration_ms"], abs=1e-9)
     assert span.status == "UNSET"
@@ -142,13 +142,13 @@ def test_a_retried_attempt_that_timed_out_has_the_result_timeout(collector: Coll
             raise TimeoutError("no answer")
         return 1
 
-    beside = MemoryConnector()
-    spans = collector.trace_of(late().with_retry(1), connector=[collector.connector(), beside])
+    memory = MemoryConnector()
+    spans = collector.trace_of(late().with_retry(1), connector=[collector.connector(), memory])
     first, second = spans.named("late attempt")
     results = [span.attributes["cascade.task.result"] for span in (first, second, spans.one("late"))]
     assert (results, first.status) == (["timeout", "success", "success"], "ERROR")
     pending, *_, completed = (
-        p["body"]["metadata"] for p in beside.payloads if p["body"].get("state") in {"PENDING", "COMPLETED"}
+        p["body"]["metadata"] for p in memory.payloads if p["body"].get("state") in {"PENDING", "COMPLETED"}
     )
     assert pending["result"] == completed["attempts"][0]["result"] == "timeout"
 
@@ -225,15 +225,15 @@ def test_the_delay_of_a_retry_is_a_wait_between_the_attempts(collector: Collecto
 
 def test_a_retry_delay_that_a_cancellation_ends_is_a_wait(collector: Collector, limits: pytest.MonkeyPatch) -> None:
     limits.setattr("cascade.telemetry.limits.MIN_WAIT_NS", 0)
-    beside = MemoryConnector()
+    memory = MemoryConnector()
 
     @cs.task
     def fails() -> None:
-        until_blocking(lambda: any(payload["body"].get("state") == "PENDING" for payload in beside.payloads))
+        until_blocking(lambda: any(payload["body"].get("state") == "PENDING" for payload in memory.payloads))
         raise KeyError("the run ends")
 
     target = consumer(flaky().with_retry(1, delay=3_600), fails())
-    spans = collector.trace_of(target, fails=KeyError, connector=[collector.connector(), beside])
+    spans = collector.trace_of(target, fails=KeyError, connector=[collector.connector(), memory])
     task, wait = spans.one("flaky"), spans.one("flaky wait")
     assert (task.attributes["cascade.task.result"], wait.attributes["cascade.wait.reason"]) == ("cancellation", "retry")
     assert spans.one("flaky attempt").end_ns <= wait.start_ns < wait.end_ns <= task.end_ns
@@ -370,9 +370,9 @@ def test_a_skipped_task_has_a_reason_and_links_to_the_tasks_that_caused_the_skip
     collector: Collector, kind: str
 ) -> None:
     make, expected = SKIPS[kind]
-    target, beside = make(), MemoryConnector()
+    target, memory = make(), MemoryConnector()
     has_value = expected.get(f"{target.task_name} skipped", ("CacheHit",))[0] == "CacheHit"
-    runs = {"connector": [collector.connector(), beside], "system_resources": {"cpu": 1}}
+    runs = {"connector": [collector.connector(), memory], "system_resources": {"cpu": 1}}
     spans = collector.trace_of(target, fails=() if has_value else cs.DependencyMissingError, **runs)
     found = {
         span.name: (
@@ -391,7 +391,7 @@ def test_a_skipped_task_has_a_reason_and_links_to_the_tasks_that_caused_the_skip
         assert "cascade.task.dependencies" not in span.attributes
     links = {
         p["span_id"]: p["body"]["metadata"].get("links", [])
-        for p in beside.payloads
+        for p in memory.payloads
         if p["body"].get("state") == "SKIPPED"
     }
     assert links == {

@@ -249,8 +249,8 @@ def test_spans_below_tasks_are_left_out_when_a_trace_is_full(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In each of the first parts 20 items run concurrently, with 60 KB of spans each."""
-    beside = MemoryConnector()
-    spans = collector.trace_of(items(makes_many_spans, 100), connector=[collector.connector(), beside])
+    memory = MemoryConnector()
+    spans = collector.trace_of(items(makes_many_spans, 100), connector=[collector.connector(), memory])
     check(spans, at_least=4)
     left_out = spans.one("run map(makes_many_spans)").attributes["cascade.run.spans.left_out"]
     assert len(spans.named("makes_many_spans")) == 100
@@ -259,7 +259,7 @@ def test_spans_below_tasks_are_left_out_when_a_trace_is_full(
     assert left_out <= 20_000 - made <= 2 * left_out, "an inner span below one that is left out is not counted"
     (warned,) = [message for message in warnings(caplog) if "largest size" in message]
     assert f"; {left_out} spans" in warned
-    (stopped,) = [payload["body"] for payload in beside.payloads if payload["body"].get("event") == "ENGINE_STOPPED"]
+    (stopped,) = [payload["body"] for payload in memory.payloads if payload["body"].get("event") == "ENGINE_STOPPED"]
     assert stopped["metadata"]["left_out"] == left_out
 
 
@@ -309,8 +309,8 @@ def test_spans_of_threads_after_the_end_of_their_tasks_do_not_exceed_a_trace(col
 
 @cs.task
 async def starts_a_flaky_run(x: int) -> int:
-    wanted = total(items(fails_twice, 10).with_retry(2, delay=0))
-    value: int = await cs.run_async(wanted, connector=NESTED.connector, log_level="OFF")
+    target = total(items(fails_twice, 10).with_retry(2, delay=0))
+    value: int = await cs.run_async(target, connector=NESTED.connector, log_level="OFF")
     return value
 
 
@@ -344,9 +344,9 @@ async def fails_late(x: int) -> int:
 @pytest.mark.usefixtures("small_budget")
 def test_texts_are_shortened_if_later_children_are_larger_than_all_earlier_ones(collector: Collector) -> None:
     """Each of 300 items has two stack traces of 16 KB. Many items have started before the first one ends."""
-    beside = MemoryConnector()
-    wanted = items(fails_late, 400).with_retry(2, delay=0.01)
-    spans = collector.trace_of(wanted, connector=[collector.connector(), beside])
+    memory = MemoryConnector()
+    target = items(fails_late, 400).with_retry(2, delay=0.01)
+    spans = collector.trace_of(target, connector=[collector.connector(), memory])
     check(spans, at_least=3)
     shown = [span.events[-1].attributes for span in spans.named("fails_late attempt") if span.status == "ERROR"]
     assert shown
@@ -358,7 +358,7 @@ def test_texts_are_shortened_if_later_children_are_larger_than_all_earlier_ones(
     for stack in cut:
         assert stack.startswith("Traceback (most recent call last):\n")
         assert "/v1/orders" in stack[-100:] or len(stack.encode()) <= 256, "the message is the last line"
-    assert replayed(collector, beside) == {described(span) for span in spans}, "live and from messages alike"
+    assert replayed(collector, memory) == {described(span) for span in spans}, "live and from messages alike"
 
 
 async def test_errors_are_shortened_in_the_event_and_the_status_of_a_span() -> None:
@@ -401,16 +401,16 @@ async def fails_for_ever(x: int) -> int:
 
 @pytest.mark.usefixtures("small_budget")
 def test_a_task_with_very_many_attempts_does_not_exceed_the_trace(collector: Collector) -> None:
-    beside = MemoryConnector()
-    wanted = fails_for_ever(1).with_retry(2_000, delay=0)
-    spans = collector.trace_of(wanted, connector=[collector.connector(), beside], fails=ConnectionError)
+    memory = MemoryConnector()
+    target = fails_for_ever(1).with_retry(2_000, delay=0)
+    spans = collector.trace_of(target, connector=[collector.connector(), memory], fails=ConnectionError)
     check(spans, at_least=1)
     task = spans.one("fails_for_ever")
     assert task.attributes["cascade.task.attempts"] == 2_001
     shown = spans.named("fails_for_ever attempt")
     assert 100 < len(shown) < 2_000
     assert {span.parent_span_id for span in shown} == {task.span_id}
-    assert replayed(collector, beside) == {described(span) for span in spans}
+    assert replayed(collector, memory) == {described(span) for span in spans}
 
 
 @pytest.mark.usefixtures("small_budget")

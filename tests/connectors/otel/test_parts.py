@@ -110,12 +110,12 @@ def test_spans_below_an_item_are_in_its_part(collector: Collector, retries: int)
 
 
 def test_the_part_of_a_child_is_known_before_it_starts(collector: Collector) -> None:
-    beside = MemoryConnector()
-    wanted = inner.map(x=list(range(15)))
-    spans = collector.trace_of(wanted, connector=[collector.connector(), beside])
+    memory = MemoryConnector()
+    target = inner.map(x=list(range(15)))
+    spans = collector.trace_of(target, connector=[collector.connector(), memory])
     headers = {
         payload["body"]["task_id"]: (payload["trace_id"], payload["span_id"], payload["parent_span_id"])
-        for payload in beside.payloads
+        for payload in memory.payloads
         if payload["body"].get("state") == "RUNNING"
     }
     for span in (*spans.named("inner"), spans.one("map(inner)")):
@@ -134,14 +134,14 @@ def test_a_provider_of_the_caller_samples_parts_like_their_run() -> None:
 
 def test_a_replay_of_messages_exports_the_same_parts(collector: Collector) -> None:
     """A bridge gets only the messages."""
-    beside = MemoryConnector()
-    spans = collector.trace_of(double.map(x=list(range(25))), connector=[collector.connector(), beside])
-    assert replayed(collector, beside) == {described(span) for span in spans}
+    memory = MemoryConnector()
+    spans = collector.trace_of(double.map(x=list(range(25))), connector=[collector.connector(), memory])
+    assert replayed(collector, memory) == {described(span) for span in spans}
 
 
-def replayed(collector: Collector, beside: MemoryConnector) -> set[tuple[Any, ...]]:
+def replayed(collector: Collector, memory: MemoryConnector) -> set[tuple[Any, ...]]:
     collector.receiver.clear()
-    replay(collector.connector(), beside.payloads)
+    replay(collector.connector(), memory.payloads)
     return {described(span) for span in collector.receiver.spans}
 
 
@@ -213,9 +213,9 @@ def test_the_root_of_a_part_is_exported_with_its_last_child(collector: Collector
 
 
 def test_the_message_of_the_last_child_has_its_part(collector: Collector) -> None:
-    beside = MemoryConnector()
-    collector.trace_of(total([double(n) for n in range(25)]), connector=[collector.connector(), beside])
-    bodies = [payload["body"] for payload in beside.payloads]
+    memory = MemoryConnector()
+    collector.trace_of(total([double(n) for n in range(25)]), connector=[collector.connector(), memory])
+    bodies = [payload["body"] for payload in memory.payloads]
     ended = [
         part for body in bodies if body["type"] == "TaskStateEvent" for part in body["metadata"].get("ended_parts", ())
     ]

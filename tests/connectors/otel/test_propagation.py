@@ -214,28 +214,28 @@ def test_a_run_in_a_trace_of_its_own_has_the_tracestate_only_on_its_link(
 ) -> None:
     for parent, linked in (("link", [(TRACE, STATE)]), ("none", [])):
         collector.receiver.clear()
-        beside = MemoryConnector()
+        memory = MemoryConnector()
         with inbound():
             connector = collector.connector(parent=parent)
-            out = cs.run(cs.task(sent)(), connector=[connector, beside], log_level="OFF")
+            out = cs.run(cs.task(sent)(), connector=[connector, memory], log_level="OFF")
         spans = collector.receiver.spans
         assert {span.trace_state for span in spans} == {""}
         assert [(link.trace_id, link.trace_state) for link in spans.one("run sent").links] == linked
         assert ("tracestate" in out, out["baggage"]) == (False, "tenant=blue")
-        links = [link for payload in beside.payloads for link in payload["body"]["metadata"].get("links", ())]
+        links = [link for payload in memory.payloads for link in payload["body"]["metadata"].get("links", ())]
         assert {(link["trace_id"], link.get("tracestate")) for link in links} == set(linked)
-        assert not any("tracestate" in payload for payload in beside.payloads)
+        assert not any("tracestate" in payload for payload in memory.payloads)
 
 
 def test_a_part_is_a_trace_of_its_own(monkeypatch: pytest.MonkeyPatch, collector: Collector) -> None:
     """It starts without a tracestate, as W3C requires for a restarted trace. Baggage does not depend on the trace."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "2")
     collector.receiver.clear()
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with received():
         made = cs.task(lambda: [1, 2, 3], name="numbers")()
         target = cs.task(lambda n, _: sent(), name="item").map(n=[1, 2, 3], _=[made, made, made])
-        outs = cs.run(target, connector=[collector.connector(), beside], log_level="OFF")
+        outs = cs.run(target, connector=[collector.connector(), memory], log_level="OFF")
     spans = collector.receiver.spans
     whole, (part,) = spans.one("map(item)"), spans.parts(spans.one("map(item)"))
     assert {span.trace_id == TRACE: span.trace_state for span in spans} == {True: STATE, False: ""}
@@ -243,11 +243,11 @@ def test_a_part_is_a_trace_of_its_own(monkeypatch: pytest.MonkeyPatch, collector
     assert {link.trace_id: link.trace_state for link in whole.links} == {TRACE: STATE, part.trace_id: ""}
     assert [out.get("tracestate") for out in outs] == [STATE, STATE, None]
     assert {out["baggage"] for out in outs} == {"tenant=blue"}
-    for payload in beside.payloads:
+    for payload in memory.payloads:
         assert payload.get("tracestate") == (STATE if payload["trace_id"] == TRACE else None)
     live = described(spans)
     collector.receiver.clear()
-    replay(collector.connector(), beside.payloads)
+    replay(collector.connector(), memory.payloads)
     assert described(collector.receiver.spans) == live
 
 
@@ -270,21 +270,21 @@ class Adding(Sampler):
 @pytest.mark.parametrize("sampler", [Adding(), ParentBased(Adding())])
 def test_a_sampler_may_change_the_tracestate(shape: str, sampler: Sampler) -> None:
     provider, exporter = provider_with(sampler=sampler)
-    beside = MemoryConnector()
-    out = cs.run(SHAPES[shape](), connector=[OtelConnector(tracer_provider=provider), beside], log_level="OFF")
+    memory = MemoryConnector()
+    out = cs.run(SHAPES[shape](), connector=[OtelConnector(tracer_provider=provider), memory], log_level="OFF")
     assert {state_of(span) for span in exporter.get_finished_spans()} == {"ot=th:8"}
-    assert {payload["tracestate"] for payload in beside.payloads} == {"ot=th:8"}
+    assert {payload["tracestate"] for payload in memory.payloads} == {"ot=th:8"}
     assert out["tracestate"] == "ot=th:8"
 
 
 @pytest.mark.parametrize("sampler", [Adding(), ParentBased(Adding())])
 def test_a_replay_keeps_the_tracestate_that_a_sampler_has_made(sampler: Sampler) -> None:
     provider, exporter = provider_with(sampler=sampler)
-    beside = MemoryConnector()
-    connectors: list[Any] = [OtelConnector(tracer_provider=provider), beside]
+    memory = MemoryConnector()
+    connectors: list[Any] = [OtelConnector(tracer_provider=provider), memory]
     cs.run(cs.task(sent_at_last)().with_retry(1), connector=connectors, log_level="OFF")
     bridge, rebuilt = provider_with()
-    replay(OtelConnector(tracer_provider=bridge), beside.payloads)
+    replay(OtelConnector(tracer_provider=bridge), memory.payloads)
     live = {(span.name, state_of(span)) for span in exporter.get_finished_spans()}
     assert {(span.name, state_of(span)) for span in rebuilt.get_finished_spans()} == live
 

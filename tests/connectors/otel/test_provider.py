@@ -57,9 +57,9 @@ def provider_with(**options: Any) -> tuple[TracerProvider, InMemorySpanExporter]
 
 def test_a_tracer_provider_of_the_caller_exports_spans_with_the_ids_of_the_run() -> None:
     provider, exporter = provider_with(resource=Resource({"service.name": "application"}))
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     for _ in range(2):  # it is flushed, not shut down
-        cs.run(one(), connector=[OtelConnector(tracer_provider=provider), beside])
+        cs.run(one(), connector=[OtelConnector(tracer_provider=provider), memory])
     spans = exporter.get_finished_spans()
     assert [span.name for span in spans].count("run one") == 2
     assert {str(span.resource.attributes["service.name"]) for span in spans} == {"application"}
@@ -67,7 +67,7 @@ def test_a_tracer_provider_of_the_caller_exports_spans_with_the_ids_of_the_run()
     ours = "cascade", importlib.metadata.version("cascade-runs")
     assert {scope and (scope.name, scope.version) for scope in scopes} == {ours}
     ids = {f"{span.context.span_id:016x}" for span in spans if span.context and span.name != "run one started"}
-    assert ids == {payload["span_id"] for payload in beside.payloads}
+    assert ids == {payload["span_id"] for payload in memory.payloads}
     with provider.get_tracer("others").start_as_current_span("still works"):
         pass
     assert exporter.get_finished_spans()[-1].name == "still works"
@@ -76,7 +76,7 @@ def test_a_tracer_provider_of_the_caller_exports_spans_with_the_ids_of_the_run()
 @pytest.mark.parametrize("sampler", [ALWAYS_OFF, ParentBased(TraceIdRatioBased(0.0))])
 def test_a_sampler_drops_whole_runs(sampler: Any) -> None:
     provider, exporter = provider_with(sampler=sampler)
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     seen: list[str] = []
 
     @cs.task
@@ -85,10 +85,10 @@ def test_a_sampler_drops_whole_runs(sampler: Any) -> None:
         assert task is not None
         seen.append(task.traceparent)
 
-    cs.run(look(), connector=[OtelConnector(tracer_provider=provider), beside])
+    cs.run(look(), connector=[OtelConnector(tracer_provider=provider), memory])
     assert exporter.get_finished_spans() == ()
     assert seen[0].endswith("-00")
-    assert {payload["trace_flags"] for payload in beside.payloads} == {0}
+    assert {payload["trace_flags"] for payload in memory.payloads} == {0}
 
 
 def test_the_provider_of_the_application_is_used() -> None:

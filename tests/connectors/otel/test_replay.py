@@ -69,24 +69,24 @@ def replayed(payloads: list[dict[str, Any]]) -> tuple[ReadableSpan, ...]:
 
 def test_a_replay_of_all_messages_exports_the_same_spans() -> None:
     connector, exporter = recorder()
-    beside = MemoryConnector()
+    memory = MemoryConnector()
     with pytest.raises(ZeroDivisionError):
-        cs.run(workflow(), connector=[connector, beside], system_resources={"cpu": 1}, log_level="ERROR")
+        cs.run(workflow(), connector=[connector, memory], system_resources={"cpu": 1}, log_level="ERROR")
     live = exporter.get_finished_spans()
     assert {span.name for span in live} >= {"flaky attempt", "flaky wait", "map(flaky)", "fails", "skipped skipped"}
-    without_pending = [p for p in beside.payloads if p["body"].get("state") not in {"PENDING", "RUNNING"}]
+    without_pending = [p for p in memory.payloads if p["body"].get("state") not in {"PENDING", "RUNNING"}]
     for a, b in zip(as_facts(replayed(without_pending)), as_facts(live), strict=True):
         assert a == b
 
 
 async def test_the_end_of_a_replay_waits_for_its_delivery() -> None:
-    beside = MemoryConnector()
-    await cs.run_async(cs.task(lambda: 1, name="one")(), connector=beside, log_level="OFF")
+    memory = MemoryConnector()
+    await cs.run_async(cs.task(lambda: 1, name="one")(), connector=memory, log_level="OFF")
     with servers.http_server() as server:
         server.may_respond.clear()
         connector = OtelConnector(server.endpoint, metrics=False, flush_timeout=HANG)
         await connector.connect()
-        for payload in beside.payloads:
+        for payload in memory.payloads:
             await connector.publish("topic", payload)
         end = asyncio.create_task(connector.disconnect())
         assert await asyncio.to_thread(server.received.acquire, timeout=HANG)

@@ -137,15 +137,15 @@ async def test_a_replay_keeps_the_runs_that_were_sampled_and_only_those(
     """The sampler of the bridge follows the decision in the messages and ignores its own ratio."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
     provider, exporter = provider_with(sampler)
-    beside = MemoryConnector()
-    connector = FanoutConnector([OtelConnector(tracer_provider=provider), beside])
+    memory = MemoryConnector()
+    connector = FanoutConnector([OtelConnector(tracer_provider=provider), memory])
     await run_with_ids(lambda: touched.map(x=list(range(25))), connector, [run_id(low)])
     live = Counter(span.name for span in exporter.get_finished_spans())
     for ratio in (TINY, 1 - TINY):
         bridge, rebuilt = provider_with(ParentBased(TraceIdRatioBased(ratio)))
         replaying = OtelConnector(tracer_provider=bridge)
         await replaying.connect()
-        for payload in beside.payloads:
+        for payload in memory.payloads:
             await replaying.publish("topic", payload)
         await replaying.disconnect()
         assert Counter(span.name for span in rebuilt.get_finished_spans()) == live
@@ -158,10 +158,10 @@ async def test_a_sampler_that_ignores_parents_keeps_or_drops_a_replay_as_a_whole
 ) -> None:
     """The run id decides, because the ids of its parts are hashes."""
     monkeypatch.setenv("CASCADE_TRACE_PART_SIZE", "10")
-    beside = MemoryConnector()
-    await run_with_ids(lambda: touched.map(x=list(range(25))), beside, [run_id(low)])
+    memory = MemoryConnector()
+    await run_with_ids(lambda: touched.map(x=list(range(25))), memory, [run_id(low)])
     bridge, rebuilt = provider_with(TraceIdRatioBased(ratio))
-    await asyncio.to_thread(replay, OtelConnector(tracer_provider=bridge), beside.payloads)
+    await asyncio.to_thread(replay, OtelConnector(tracer_provider=bridge), memory.payloads)
     kept = Counter(span.name for span in rebuilt.get_finished_spans())
     assert kept == (WHOLE if low == 0 else {})
 
@@ -171,13 +171,13 @@ async def test_a_replay_of_a_run_that_was_not_sampled_exports_nothing(
     limit: str, monkeypatch: pytest.MonkeyPatch, collector: Collector
 ) -> None:
     monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", limit)  # with a limit, spans are the SDK's
-    beside = MemoryConnector()
-    connector = FanoutConnector([OtelConnector(tracer_provider=provider_with(ALWAYS_OFF)[0]), beside])
+    memory = MemoryConnector()
+    connector = FanoutConnector([OtelConnector(tracer_provider=provider_with(ALWAYS_OFF)[0]), memory])
     await run_with_ids(one, connector, [run_id(1)])
     bridge, rebuilt = provider_with(ALWAYS_ON)
     collector.receiver.clear()
     for replaying in (OtelConnector(tracer_provider=bridge), collector.connector()):
-        await asyncio.to_thread(replay, replaying, beside.payloads)
+        await asyncio.to_thread(replay, replaying, memory.payloads)
     assert (rebuilt.get_finished_spans(), list(collector.receiver.spans)) == ((), [])
 
 

@@ -215,7 +215,7 @@ def test_the_largest_memory_limit_of_the_connectors_in_use_applies(caplog: pytes
         return any("more than fits" in message for message in caplog.messages)
 
     @cs.task
-    def beside(size: int) -> bool:
+    def in_a_run(size: int) -> bool:
         return lost_with(size)
 
     with FaultyReceiver() as receiver:
@@ -223,7 +223,7 @@ def test_the_largest_memory_limit_of_the_connectors_in_use_applies(caplog: pytes
         endpoint = receiver.http_endpoint
         assert lost_with(20_000)
         large = OtelConnector(endpoint, metrics=False, max_buffer_bytes=2_000_000)
-        assert not cs.run(beside(20_000), connector=large, log_level="OFF")
+        assert not cs.run(in_a_run(20_000), connector=large, log_level="OFF")
         assert lost_with(20_000), "the larger connector exists, and is not in use"
 
 

@@ -51,10 +51,10 @@ def test_an_unused_span_has_the_ids_of_the_exported_span(collector: Collector) -
 
 
 def test_all_changes_to_a_span_are_exported(collector: Collector) -> None:
-    beside: list[str] = []
-    spans = collector.trace_of(_appended(touched(), beside))
+    renamed: list[str] = []
+    spans = collector.trace_of(_appended(touched(), renamed))
     (span,) = spans.named("renamed")
-    assert beside == ["renamed 1 INTERNAL"]
+    assert renamed == ["renamed 1 INTERNAL"]
     assert span.attributes["mine"] == 1
     assert span.attributes["more"] == [1, 2]
     assert span.attributes["cascade.task.name"] == "touched", "attributes of the engine take precedence"

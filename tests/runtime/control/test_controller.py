@@ -13,7 +13,7 @@ from cascade.runtime.control.controller import MAX_PATTERNS
 from cascade.runtime.control.notifier import AT_ONCE, REFUSALS_AT_ONCE
 from cascade.runtime.engine import run_nested
 from cascade.runtime.events import ControlDecision, RunFinished, TaskBlocked, TaskExecutionStarted
-from tests.lab.waiting import NEVER, soon
+from tests.lab.waiting import NEVER, with_timeout
 from tests.runtime.control.controlled_engine import ControlledEngine
 
 
@@ -52,7 +52,7 @@ async def test_a_retained_constraint_applies_to_later_runs() -> None:
         await controlled.wait_for(TaskBlocked)
         assert controlled.started == []
         await controlled.clear("global", "pause")
-        assert await soon(run) == 1
+        assert await with_timeout(run) == 1
         await controlled.constrain("global", "pause")
         controlled.events.clear()
     assert controlled.connector.connections == 0
@@ -61,13 +61,13 @@ async def test_a_retained_constraint_applies_to_later_runs() -> None:
 async def test_a_retained_constraint_for_a_known_run_id_applies_to_its_first_task() -> None:
     controlled = ControlledEngine(run_ids=iter(["first", "second"]).__next__)
     await controlled.constrain("run/second", "pause")
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
     assert controlled.decisions == []
     run = controlled.start(one())
     await controlled.wait_for(TaskBlocked)
     assert controlled.decisions == [("APPLIED", "run/second", "pause")]
     await controlled.clear("run/second", "pause")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
 
 
 class OneCallback(MemoryConnector):
@@ -93,18 +93,18 @@ async def test_a_run_that_begins_while_the_last_one_unsubscribes_has_its_own_sub
     connector, may_finish = OneCallback(), asyncio.Event()
     controlled = ControlledEngine(connector)
     first = controlled.start(one())
-    await soon(connector.unsubscribes.wait())
+    await with_timeout(connector.unsubscribes.wait())
     second = controlled.start(cs.task(may_finish.wait, name="wait")())
     for _ in range(50):  # turns of the loop in which the second run could subscribe too early
         await asyncio.sleep(0)
     assert connector.connections == 2
     connector.may_end.set()
-    assert await soon(first) == 1
-    await soon(controlled.wait_for(TaskExecutionStarted, 2))
+    assert await with_timeout(first) == 1
+    await with_timeout(controlled.wait_for(TaskExecutionStarted, 2))
     await controlled.constrain("global", "concurrency", {"limit": 3})
     assert controlled.decisions == [("APPLIED", "global", "concurrency")]
     may_finish.set()
-    assert await soon(second)
+    assert await with_timeout(second)
 
 
 async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message() -> None:
@@ -114,7 +114,7 @@ async def test_each_decision_is_on_the_wire_and_the_wait_in_the_terminal_message
     await controlled.wait_for(TaskBlocked)
     await asyncio.sleep(0.002)  # messages omit waits shorter than a millisecond
     await controlled.clear("global", "pause")
-    await soon(run)
+    await with_timeout(run)
     published = [
         (b["action"], b["scope"], b["constraint_type"], b["constraint_id"]) for b in controlled.bodies("ControlEvent")
     ]
@@ -138,7 +138,7 @@ async def test_secrets_in_an_id_or_a_scope_are_masked() -> None:
     await controlled.wait_for(TaskBlocked)
     await asyncio.sleep(0.002)  # messages omit waits shorter than a millisecond
     await controlled.clear("task/token=hunter2X9", "pause")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     pending = controlled.bodies("TaskStateEvent")[0]
     assert pending["metadata"]["constraint"] == {"scope": "task/token=***", "type": "pause", "id": "token=***"}
     assert [body["constraint_id"] for body in controlled.bodies("ControlEvent")] == ["token=***"] * 2
@@ -151,7 +151,7 @@ async def test_a_secret_in_the_type_of_a_refused_message_is_masked() -> None:
     await controlled.wait_for(TaskExecutionStarted)
     await controlled.send("global", "token=hunter2X9", b'{"type": "pause"}')
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
     (refused,) = controlled.bodies("ControlEvent")
     assert (refused["action"], refused["constraint_type"]) == ("REFUSED", "token=***")
     assert "hunter2X9" not in str(controlled.connector.payloads)
@@ -172,14 +172,14 @@ async def test_running_tasks_finish_and_later_tasks_wait_after_a_pause() -> None
     await controlled.wait_for(TaskBlocked)
     assert (controlled.started, controlled.reasons) == (["first"], [("double", "paused")])
     await controlled.clear(f"run/{await controlled.run_id()}", "pause")
-    assert await soon(run) == 2
+    assert await with_timeout(run) == 2
 
 
 async def test_a_pause_of_another_run_or_of_other_tasks_has_no_effect() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("run/4711", "pause")
     await controlled.constrain("task/other*", "pause")
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
     assert controlled.decisions == [("APPLIED", "task/other*", "pause")]
 
 
@@ -190,7 +190,7 @@ async def test_patterns_choose_tasks_by_name() -> None:
     await controlled.wait_for(TaskBlocked)
     assert (controlled.started, controlled.reasons) == (["one"], [("double", "paused")])
     await controlled.clear("task/dou*", "pause")
-    assert await soon(run) == 2
+    assert await with_timeout(run) == 2
 
 
 @pytest.mark.parametrize("size", [3, 400])
@@ -198,7 +198,7 @@ async def test_a_concurrency_limit_applies_to_fan_outs_and_maps(size: int) -> No
     controlled, counted = ControlledEngine(), Counted()
     await controlled.constrain("global", "concurrency", {"limit": 2})
     work = cs.task(counted, name="work")
-    assert await soon(controlled.start(work.map(x=list(range(size))))) == list(range(size))
+    assert await with_timeout(controlled.start(work.map(x=list(range(size))))) == list(range(size))
     assert (counted.most, counted.calls) == (2, size)
 
     @cs.task
@@ -206,7 +206,7 @@ async def test_a_concurrency_limit_applies_to_fan_outs_and_maps(size: int) -> No
         return sum(xs)
 
     counted.most = 0
-    assert await soon(controlled.start(total(*(work(i) for i in range(size))))) == sum(range(size))
+    assert await with_timeout(controlled.start(total(*(work(i) for i in range(size))))) == sum(range(size))
     assert counted.most == 2
 
 
@@ -220,7 +220,7 @@ async def test_several_types_of_one_scope_apply_together() -> None:
     assert counted.calls == 0
     start = time.monotonic()
     await controlled.clear("task/work", "pause")
-    await soon(run)
+    await with_timeout(run)
     assert counted.most <= 3
     assert time.monotonic() - start >= (100 - 50) / 1000, "the default burst of this rate is 50"
     waits = [wait for body in controlled.bodies("TaskStateEvent") for wait in body["metadata"].get("waits", ())]
@@ -231,7 +231,7 @@ async def test_a_rate_delays_starts_but_not_the_first_one() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("global", "rate_limit", {"rate": "100/s", "burst": 1})
     start = time.monotonic()
-    await soon(controlled.start(double.map(x=list(range(6)))))
+    await with_timeout(controlled.start(double.map(x=list(range(6)))))
     assert time.monotonic() - start >= 0.05
     await controlled.constrain("global", "rate_limit", {"rate": "1/h"})
     controlled.events.clear()
@@ -239,7 +239,7 @@ async def test_a_rate_delays_starts_but_not_the_first_one() -> None:
     await controlled.wait_for(TaskBlocked)
     assert controlled.started == ["map(double)", "double"]
     await controlled.clear("global", "rate_limit")
-    assert await soon(run) == [2, 4]
+    assert await with_timeout(run) == [2, 4]
 
 
 async def test_a_constraint_expires_without_a_further_message() -> None:
@@ -249,14 +249,14 @@ async def test_a_constraint_expires_without_a_further_message() -> None:
     run = controlled.start(one())
     await controlled.wait_for(TaskBlocked)
     now[0] += 0.05
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
 async def test_an_expired_constraint_has_no_effect_and_is_published() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("global", "pause", expires_at=1)
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
     assert controlled.decisions == []
     controlled, may_finish = ControlledEngine(), asyncio.Event()
     run = controlled.start(cs.task(may_finish.wait, name="wait")())
@@ -264,7 +264,7 @@ async def test_an_expired_constraint_has_no_effect_and_is_published() -> None:
     await controlled.constrain("global", "pause")
     await controlled.constrain("global", "pause", expires_at=1)
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
     assert controlled.decisions == [("APPLIED", "global", "pause"), ("EXPIRED", "global", "pause")]
 
 
@@ -276,7 +276,7 @@ async def test_a_repeated_constraint_is_not_published_again_and_a_changed_one_is
         await controlled.constrain("global", "concurrency", {"limit": limit})
     await controlled.clear("global", "pause")
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
     assert [one.params for one in controlled.events_of(ControlDecision)] == [{"limit": 4}, {"limit": 5}]
 
 
@@ -296,7 +296,7 @@ async def test_a_retry_waits_for_a_pause() -> None:
     assert calls == ["flaky"]
     await asyncio.sleep(0.002)
     await controlled.clear("global", "pause")
-    assert await soon(run) == "done"
+    assert await with_timeout(run) == "done"
     (completed,) = [b for b in controlled.bodies("TaskStateEvent") if b["state"] == "COMPLETED"]
     assert [wait["reason"] for wait in completed["metadata"]["waits"]] == ["retry", "paused"]
 
@@ -318,7 +318,7 @@ async def test_a_task_that_waits_for_a_retry_does_not_count_as_running() -> None
 
     await controlled.constrain("global", "concurrency", {"limit": 1})
     target: Any = cs.task(list, name="both")([flaky().with_retry(1, delay=0.02), other()])
-    assert await soon(controlled.start(target)) == [1, 1]
+    assert await with_timeout(controlled.start(target)) == [1, 1]
 
 
 async def test_a_run_that_is_cancelled_while_paused_ends_at_once() -> None:
@@ -327,11 +327,11 @@ async def test_a_run_that_is_cancelled_while_paused_ends_at_once() -> None:
     run = controlled.start(double.map(x=[1, 2, 3]))
     await controlled.wait_for(TaskBlocked)
     run.cancel()
-    await soon(asyncio.wait({run}))
+    await with_timeout(asyncio.wait({run}))
     assert run.cancelled()
     assert controlled.events_of(RunFinished)[0].status == "Cancelled"
     await controlled.clear("global", "pause")
-    assert await soon(controlled.start(double(1))) == 2
+    assert await with_timeout(controlled.start(double(1))) == 2
 
 
 async def test_a_failure_ends_a_run_whose_other_tasks_are_paused() -> None:
@@ -343,7 +343,7 @@ async def test_a_failure_ends_a_run_whose_other_tasks_are_paused() -> None:
 
     await controlled.constrain("task/double", "pause")
     with pytest.raises(LookupError):
-        await soon(controlled.start(cs.task(list, name="all")([double(1), fail()])))
+        await with_timeout(controlled.start(cs.task(list, name="all")([double(1), fail()])))
 
 
 async def test_a_map_that_is_paused_as_a_whole_waits_once() -> None:
@@ -354,7 +354,7 @@ async def test_a_map_that_is_paused_as_a_whole_waits_once() -> None:
     assert controlled.reasons == [("map(double)", "paused")]
     await asyncio.sleep(0.002)
     await controlled.clear("global", "pause")
-    assert await soon(run) == [2, 4]
+    assert await with_timeout(run) == [2, 4]
     (whole,) = [
         b for b in controlled.bodies("TaskStateEvent") if b["task_name"] == "map(double)" and b["state"] == "COMPLETED"
     ]
@@ -369,7 +369,7 @@ async def test_a_nested_run_uses_the_permit_of_its_task() -> None:
         return await run_nested(double(one()))
 
     await controlled.constrain("global", "concurrency", {"limit": 1})
-    assert await soon(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [2, 2]
+    assert await with_timeout(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [2, 2]
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -381,7 +381,10 @@ async def test_concurrent_nested_runs_use_the_permit_of_their_task(limit: int) -
         return await asyncio.gather(*(run_nested(double(double(x))) for x in range(3)))
 
     await controlled.constrain("global", "concurrency", {"limit": limit})
-    assert await soon(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [[0, 4, 8], [0, 4, 8]]
+    assert await with_timeout(controlled.start(cs.task(list, name="both")([outer(), outer()]))) == [
+        [0, 4, 8],
+        [0, 4, 8],
+    ]
 
 
 async def test_a_nested_run_that_outlives_its_task_does_not_change_the_count() -> None:
@@ -402,9 +405,9 @@ async def test_a_nested_run_that_outlives_its_task_does_not_change_the_count() -
         return 1
 
     await controlled.constrain("global", "concurrency", {"limit": 1})
-    assert await soon(controlled.start(double(double(leaves_one_behind())))) == 4
-    assert await soon(controlled.start(double(double(fails_first().with_retry(2))))) == 4
-    await soon(asyncio.gather(*left, return_exceptions=True))
+    assert await with_timeout(controlled.start(double(double(leaves_one_behind())))) == 4
+    assert await with_timeout(controlled.start(double(double(fails_first().with_retry(2))))) == 4
+    await with_timeout(asyncio.gather(*left, return_exceptions=True))
 
 
 async def test_a_pause_of_a_run_applies_to_its_nested_runs() -> None:
@@ -421,14 +424,14 @@ async def test_a_pause_of_a_run_applies_to_its_nested_runs() -> None:
         return await run_nested(double(first()))
 
     run = controlled.start(outer())
-    await soon(inside.wait())
+    await with_timeout(inside.wait())
     await controlled.constrain(f"run/{await controlled.run_id()}", "pause")
     may_finish.set()
     await controlled.wait_for(TaskBlocked)
     assert controlled.reasons == [("double", "paused")]
     assert len({decision.run_id for decision in controlled.events_of(ControlDecision)}) == 2
     await controlled.clear(f"run/{await controlled.run_id()}", "pause")
-    assert await soon(run) == 2
+    assert await with_timeout(run) == 2
 
 
 async def test_a_blocked_retry_holds_no_resource() -> None:
@@ -444,9 +447,9 @@ async def test_a_blocked_retry_holds_no_resource() -> None:
 
     run = controlled.start(flaky().with_retry(1, delay=0.01).with_constraints(gpu=1))
     await controlled.wait_for(TaskBlocked)
-    assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1
+    assert await with_timeout(controlled.start(one().with_constraints(gpu=1))) == 1
     await controlled.clear("task/flaky", "pause")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
 
 
 async def test_constraints_apply_to_nested_runs() -> None:
@@ -460,22 +463,22 @@ async def test_constraints_apply_to_nested_runs() -> None:
     run = controlled.start(outer())
     await controlled.wait_for(TaskBlocked)
     await controlled.clear("task/double", "pause")
-    assert await soon(run) == 2
+    assert await with_timeout(run) == 2
 
 
 async def test_a_capacity_is_changed_and_restored() -> None:
     controlled, counted = ControlledEngine(system_resources={"gpu": 2}), Counted()
     work = cs.task(counted, name="work").map(x=list(range(20))).with_constraints(gpu=1)
     await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 1})
-    await soon(controlled.start(work))
+    await with_timeout(controlled.start(work))
     assert counted.most == 1
     assert set(controlled.reasons) == {("work", "resource")}
     await controlled.constrain("global", "resource", {"name": "gpu", "capacity": 5})
-    await soon(controlled.start(work))
+    await with_timeout(controlled.start(work))
     assert counted.most == 5
     await controlled.clear("global", "resource")
     counted.most = 0
-    await soon(controlled.start(work))
+    await with_timeout(controlled.start(work))
     assert counted.most == 2
 
 
@@ -486,7 +489,7 @@ async def test_a_task_that_needs_more_than_the_capacity_waits() -> None:
     await controlled.wait_for(TaskBlocked)
     assert controlled.reasons == [("one", "resource")]
     await controlled.clear("global", "resource")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
 
 
 async def test_the_smallest_capacity_applies_and_that_of_a_run_ends_with_the_run() -> None:
@@ -498,8 +501,8 @@ async def test_the_smallest_capacity_applies_and_that_of_a_run_ends_with_the_run
     other = controlled.start(one().with_constraints(gpu=3))
     await controlled.wait_for(TaskBlocked)
     may_finish.set()
-    await soon(run)
-    assert await soon(other) == 1
+    await with_timeout(run)
+    assert await with_timeout(other) == 1
 
 
 async def test_a_blocked_task_holds_neither_a_permit_nor_a_resource() -> None:
@@ -515,20 +518,20 @@ async def test_a_blocked_task_holds_neither_a_permit_nor_a_resource() -> None:
     limited = cs.task(lambda: 1, name="limited")
     waiting = controlled.start(limited().with_constraints(gpu=1))
     await controlled.wait_for(TaskBlocked)
-    assert await soon(controlled.start(limited())) == 1, "a task that waits for the gpu holds no permit"
+    assert await with_timeout(controlled.start(limited())) == 1, "a task that waits for the gpu holds no permit"
     await controlled.constrain("task/limited", "pause")
     may_finish.set()
-    await soon(holding)
-    assert await soon(controlled.start(one().with_constraints(gpu=1))) == 1, "a paused task holds no gpu"
+    await with_timeout(holding)
+    assert await with_timeout(controlled.start(one().with_constraints(gpu=1))) == 1, "a paused task holds no gpu"
     await controlled.clear("task/limited", "pause")
-    assert await soon(waiting) == 1
+    assert await with_timeout(waiting) == 1
 
 
 async def test_concurrent_runs_of_one_engine_are_limited_together() -> None:
     controlled, counted = ControlledEngine(), Counted()
     await controlled.constrain("task/work", "concurrency", {"limit": 2})
     work = cs.task(counted, name="work")
-    await soon(asyncio.gather(*(controlled.start(work.map(x=list(range(10)))) for _ in range(3))))
+    await with_timeout(asyncio.gather(*(controlled.start(work.map(x=list(range(10)))) for _ in range(3))))
     assert (counted.most, counted.calls) == (2, 30)
     assert controlled.connector.connections == 0
 
@@ -543,7 +546,7 @@ async def test_a_cache_hit_uses_no_token_of_a_rate() -> None:
     controlled = ControlledEngine()
     await controlled.constrain("global", "rate_limit", {"rate": "1/h"})
     target: Any = cs.task(list, name="all")([one().with_cache(Hit()), one().with_cache(Hit())])
-    assert await soon(controlled.start(target)) == [7, 7]
+    assert await with_timeout(controlled.start(target)) == [7, 7]
 
 
 @pytest.fixture
@@ -569,7 +572,7 @@ async def test_the_number_of_published_refusals_is_limited() -> None:
     for number in range(2 * MAX_PATTERNS):
         await controlled.constrain(f"task/t{number}*", "concurrency", {"limit": 1})
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
     actions = [action for action, _, _ in controlled.decisions]
     assert actions.count("APPLIED") == MAX_PATTERNS
     assert actions.count("REFUSED") == REFUSALS_AT_ONCE
@@ -584,7 +587,7 @@ async def test_the_last_of_many_changes_is_published() -> None:
     for limit in range(1, 1_001):
         await controlled.constrain("global", "concurrency", {"limit": limit})
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
     decisions = controlled.events_of(ControlDecision)
     assert len(decisions) == AT_ONCE + 1
     assert decisions[-1].params == {"limit": 1_000}
@@ -598,15 +601,15 @@ async def test_pending_decisions_are_published_during_the_run(monkeypatch: pytes
     await controlled.wait_for(TaskExecutionStarted)
     for scope in ("global", "task/a", "task/b"):
         await controlled.constrain(scope, "pause")
-    assert (await soon(controlled.wait_for(ControlDecision, 3))).scope == "task/b"
+    assert (await with_timeout(controlled.wait_for(ControlDecision, 3))).scope == "task/b"
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
 
 
 async def test_a_refusal_before_the_run_is_published_as_the_run_begins() -> None:
     controlled = ControlledEngine()
     await controlled.send("global", "pause", b"nonsense", retain=True)
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
     (refused,) = controlled.events_of(ControlDecision)
     assert (refused.action, refused.scope, refused.constraint_type) == ("REFUSED", "global", "pause")
     assert "not JSON" in refused.reason
@@ -635,7 +638,7 @@ async def test_a_connector_that_cannot_subscribe_does_not_affect_the_run(
 ) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.05)
     controlled = ControlledEngine(FaultyConnector(how))
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
     assert [r.getMessage() for r in caplog.records] == (
         ["FaultyConnector cannot receive constraints: OSError: no connection"] if how == "raises" else []
     )
@@ -661,10 +664,10 @@ async def test_a_run_waits_for_retained_constraints_while_they_arrive(limits: py
     controlled = ControlledEngine(connector)
     asyncio.get_running_loop().call_later(0.1, connector.ends.set)  # ten times the limit
     run = controlled.start(one())
-    await soon(controlled.wait_for(TaskBlocked))
+    await with_timeout(controlled.wait_for(TaskBlocked))
     assert controlled.started == []
     run.cancel()
-    await soon(asyncio.wait({run}))
+    await with_timeout(asyncio.wait({run}))
 
 
 async def test_the_wait_for_retained_constraints_is_bounded(
@@ -672,7 +675,7 @@ async def test_the_wait_for_retained_constraints_is_bounded(
 ) -> None:
     limits.setattr("cascade.runtime.control.controller.SUBSCRIBE_TIMEOUT", 0.01)
     limits.setattr("cascade.runtime.control.controller.LONGEST_SUBSCRIBE", 0.05)
-    assert await soon(ControlledEngine(Endless()).engine.run(one())) == 1
+    assert await with_timeout(ControlledEngine(Endless()).engine.run(one())) == 1
     assert [record.getMessage() for record in caplog.records] == [
         "Constraints still arrive after 0.05 s: the run starts; some may not apply yet"
     ]
@@ -688,9 +691,9 @@ async def test_a_message_after_the_run_is_ignored() -> None:
         await subscribe(topic, callback)
 
     controlled.connector.subscribe = keep  # type: ignore[method-assign]
-    await soon(controlled.start(one()))
+    await with_timeout(controlled.start(one()))
     await callbacks[0]("cascade/control/local/default/constraints/global/pause", {"type": "pause"})
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
 
 
 async def test_decisions_are_printed_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -708,7 +711,7 @@ async def test_constraints_of_another_project_are_ignored(monkeypatch: pytest.Mo
     monkeypatch.setenv("CASCADE_PROJECT_ID", "mine")
     controlled = ControlledEngine()
     await controlled.constrain("global", "pause")  # of the project `default`
-    assert await soon(controlled.start(one())) == 1
+    assert await with_timeout(controlled.start(one())) == 1
     assert controlled.decisions == []
 
 
@@ -722,14 +725,14 @@ async def test_a_constraint_that_is_not_retained_ends_with_the_last_run() -> Non
     may_finish.set()
     assert (await controlled.wait_for(TaskBlocked)).task_name == "double"
     run.cancel()
-    await soon(asyncio.wait({run}))
-    assert await soon(controlled.start(one())) == 1
+    await with_timeout(asyncio.wait({run}))
+    assert await with_timeout(controlled.start(one())) == 1
 
 
 async def test_each_call_of_run_has_its_own_limits() -> None:
-    connector, at_work = MemoryConnector(), asyncio.Barrier(2)
+    connector, barrier = MemoryConnector(), asyncio.Barrier(2)
     topic = "cascade/control/local/default/constraints/global/concurrency"
     await connector.deliver(topic, {"type": "concurrency", "params": {"limit": 1}}, retain=True)
-    meets = cs.task(at_work.wait, name="meets")
-    runs = (cs.run_async(meets(), connector=connector, log_level="OFF") for _ in range(2))
-    assert sorted(await soon(asyncio.gather(*runs))) == [0, 1]
+    waits_for_other_run = cs.task(barrier.wait, name="waits_for_other_run")
+    runs = (cs.run_async(waits_for_other_run(), connector=connector, log_level="OFF") for _ in range(2))
+    assert sorted(await with_timeout(asyncio.gather(*runs))) == [0, 1]

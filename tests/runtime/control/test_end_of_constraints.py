@@ -10,7 +10,7 @@ from cascade.runtime.control.controller import EXPIRY_TOLERANCE
 from cascade.runtime.events import ControlDecision, TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_topic
 from cascade.telemetry.wire import decode_incoming, with_expiry
-from tests.lab.waiting import soon
+from tests.lab.waiting import with_timeout
 from tests.runtime.control.controlled_engine import ControlledEngine
 
 
@@ -44,7 +44,7 @@ class PausedRun:
         count = 0
         while ("EXPIRED", scope, "pause") not in self.controlled.decisions:
             count += 1
-            await soon(self.controlled.wait_for(ControlDecision, count))
+            await with_timeout(self.controlled.wait_for(ControlDecision, count))
 
     @property
     def decisions(self) -> list[str]:
@@ -58,7 +58,7 @@ async def test_a_constraint_that_is_replaced_by_one_without_an_end_does_not_expi
     await paused.pass_time(20)
     assert (paused.controlled.started, paused.decisions) == ([], ["APPLIED", "APPLIED"])
     await paused.controlled.clear("global", "pause")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert paused.decisions == ["APPLIED", "APPLIED", "CLEARED"]
 
 
@@ -70,7 +70,7 @@ async def test_the_end_of_the_last_message_applies(before: float | None, after: 
     await paused.pass_time(after - paused.now - 0.5)
     assert paused.controlled.started == []
     await paused.pass_time(1)
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert paused.decisions[-1] == "EXPIRED"
 
 
@@ -84,7 +84,7 @@ async def test_a_pause_that_is_extended_often_is_published_once() -> None:
     await paused.controlled.constrain("global", "pause", expires_at=paused.now + 100)
     assert paused.decisions == ["APPLIED", "APPLIED"]
     await paused.pass_time(101)
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert paused.decisions == ["APPLIED", "APPLIED", "EXPIRED"]
 
 
@@ -92,7 +92,7 @@ async def test_an_end_in_the_past_ends_the_constraint() -> None:
     paused = PausedRun()
     run = await paused.start(expires_at=1_010)
     await paused.controlled.constrain("global", "pause", expires_at=paused.now)
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert paused.decisions == ["APPLIED", "EXPIRED"]
 
 
@@ -108,7 +108,7 @@ async def test_the_message_expiry_of_a_constraint_ends_it() -> None:
     await paused.controlled.connector.deliver(topic, with_expiry(pause, 2, paused.now))
     assert (paused.controlled.started, paused.decisions) == ([], ["APPLIED"])
     await paused.pass_time(2.0)
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert paused.decisions == ["APPLIED", "EXPIRED"]
 
 
@@ -124,7 +124,7 @@ async def test_an_extended_rate_gives_no_new_tokens() -> None:
         await asyncio.sleep(0)
     assert controlled.started.count("work") == 2
     await controlled.clear("global", "rate_limit")
-    assert await soon(run) == [1, 2, 3]
+    assert await with_timeout(run) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("retained", [True, False], ids=["retained", "live"])
@@ -162,6 +162,6 @@ async def test_an_empty_message_clears_a_constraint(
         await controlled.wait_for(TaskBlocked)
     await controlled.send(where, kind, b"", retain=retained_clear)
     may_finish.set()
-    assert await soon(run) == [True, 0, 1, 2]
-    assert await soon(late) == [0, 1]
+    assert await with_timeout(run) == [True, 0, 1, 2]
+    assert await with_timeout(late) == [0, 1]
     assert [action for action, _, constraint_type in controlled.decisions if constraint_type == kind][-1] == "CLEARED"

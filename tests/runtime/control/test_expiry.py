@@ -6,7 +6,7 @@ import pytest
 
 from cascade.runtime.control.constraint import ConstraintKey
 from cascade.runtime.control.expiry import LONGEST_TIMER, ExpiryTimer
-from tests.lab.waiting import soon
+from tests.lab.waiting import with_timeout
 
 
 class Expired:
@@ -25,7 +25,7 @@ class Expired:
     async def count(self, count: int) -> None:
         while len(self.keys) < count:
             self._more.clear()
-            await soon(self._more.wait())
+            await with_timeout(self._more.wait())
 
 
 def key(number: int) -> ConstraintKey:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import cascade as cs
 from cascade.runtime.events import TaskBlocked, TaskExecutionStarted
 from cascade.telemetry.topics import control_filter
-from tests.lab.waiting import soon
+from tests.lab.waiting import with_timeout
 from tests.runtime.control.controlled_engine import ControlledEngine
 
 PREFIX = control_filter("local", "default").removesuffix("#")
@@ -45,13 +45,13 @@ async def _send_to_paused_run(messages: list[tuple[str, bytes]]) -> None:
     controlled = ControlledEngine()
     await controlled.constrain("task/one", "pause")
     run = controlled.start(one())
-    await soon(controlled.wait_for(TaskBlocked))
+    await with_timeout(controlled.wait_for(TaskBlocked))
     for topic, data in messages:
         await controlled.connector.deliver(topic, data, retain=bool(data))
     assert not controlled.events_of(TaskExecutionStarted)
     await _clear_all(controlled, messages)
     await controlled.clear("task/one", "pause")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
 
 
 async def _clear_all(controlled: ControlledEngine, messages: list[tuple[str, Any]]) -> None:

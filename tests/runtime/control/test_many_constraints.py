@@ -16,7 +16,7 @@ from cascade.runtime.control.constraint import Constraint
 from cascade.runtime.control.notifier import AT_ONCE, MAX_PENDING
 from cascade.runtime.engine import run_nested
 from cascade.runtime.events import ControlDecision, RunStarted, TaskBlocked, TaskExecutionStarted
-from tests.lab.waiting import soon
+from tests.lab.waiting import with_timeout
 from tests.runtime.control.controlled_engine import ControlledEngine
 
 MANY = 5_000
@@ -56,7 +56,7 @@ async def _run_without_constraints(controlled: ControlledEngine, count_added: Ca
     assert count_added() <= 0
     assert controlled.decisions == []
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
 
 
 async def test_constraints_of_other_runs_are_neither_kept_nor_published(count_added: Callable[[], int]) -> None:
@@ -87,7 +87,7 @@ async def test_a_constraint_for_the_run_applies_among_many_others(scope: str, po
     assert scope in listed
     assert more_than_listed(controlled) == MANY + 2 - len(listed)
     await controlled.clear(scope, "pause")
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
 
 
 async def test_a_nested_run_publishes_no_constraints_for_other_tasks() -> None:
@@ -109,7 +109,7 @@ async def test_a_nested_run_publishes_no_constraints_for_other_tasks() -> None:
     assert [run_id for run_id, _ in listed[: controller.MAX_LISTED]] == [outer_run] * controller.MAX_LISTED
     assert listed[controller.MAX_LISTED :] == [(inner_run, "global"), (inner_run, "task/inner")]
     may_finish.set()
-    assert await soon(run)
+    assert await with_timeout(run)
 
 
 async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
@@ -127,13 +127,13 @@ async def test_the_beginning_of_a_run_does_not_read_all_constraints() -> None:
     controlled.events.clear()
     sys.setprofile(count)
     try:
-        assert await soon(controlled.start(mine())) == 1
+        assert await with_timeout(controlled.start(mine())) == 1
     finally:
         sys.setprofile(None)
     assert controlled.decisions[0] == ("APPLIED", "task/mine", "concurrency")
     assert controller.MAX_LISTED <= calls < MANY
     may_finish.set()
-    await soon(first)
+    await with_timeout(first)
 
 
 async def test_the_number_of_patterns_is_limited_but_not_that_of_other_scopes() -> None:
@@ -153,7 +153,7 @@ async def test_the_number_of_patterns_is_limited_but_not_that_of_other_scopes() 
     assert refused[0] == "256 constraints with patterns apply already; clear some, or use full names"
     await controlled.clear("task/mine", "pause")
     may_finish.set()
-    assert await soon(run) == [True, 1]
+    assert await with_timeout(run) == [True, 1]
 
 
 async def test_the_number_of_constraints_for_single_tasks_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ async def test_the_number_of_constraints_for_single_tasks_is_limited(monkeypatch
     controlled = ControlledEngine()
     for number in range(12):
         await controlled.constrain(f"task/t{number}", "pause")
-    assert await soon(controlled.start(mine())) == 1
+    assert await with_timeout(controlled.start(mine())) == 1
     applied = [scope for action, scope, _ in controlled.decisions if action == "APPLIED"]
     refused = [(one.scope, one.reason) for one in controlled.events_of(ControlDecision) if one.action == "REFUSED"]
     assert applied == [f"task/t{number}" for number in range(10)]
@@ -179,7 +179,7 @@ async def test_many_constraints_during_a_run_cause_a_bounded_number_of_messages(
         await controlled.constrain(f"task/t{number}", "pause")
     during = len(controlled.connector.messages) - before
     may_finish.set()
-    await soon(run)
+    await with_timeout(run)
     assert during < 2 * AT_ONCE
     assert len(controlled.bodies("ControlEvent")) <= 2 * AT_ONCE + MAX_PENDING
 
@@ -196,5 +196,5 @@ async def test_many_constraints_with_an_end_start_few_timers(monkeypatch: pytest
     for number in range(MANY):
         await controlled.constrain(f"task/t{number}", "pause", expires_at=4e9 + number)
     run = controlled.start(mine())
-    assert await soon(run) == 1
+    assert await with_timeout(run) == 1
     assert len(delays) < 20

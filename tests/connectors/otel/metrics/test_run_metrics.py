@@ -187,9 +187,9 @@ def test_a_real_run(collector: Collector) -> None:
             raise OSError("not yet")
         return sum(squares)
 
-    beside = MemoryConnector()
-    assert cs.run(shaky(square.map(n=numbers())).with_retry(max_attempts=2), connector=beside, log_level="ERROR") == 14
-    found = exported(collector, *beside.payloads)
+    memory = MemoryConnector()
+    assert cs.run(shaky(square.map(n=numbers())).with_retry(max_attempts=2), connector=memory, log_level="ERROR") == 14
+    found = exported(collector, *memory.payloads)
     tasks = {("numbers", "success"): 1, ("square", "success"): 3, ("shaky", "success"): 1}
     assert values(found["cascade.task.duration"]) == tasks
     assert values(found["cascade.run.duration"]) == {("shaky", "success"): 1}
