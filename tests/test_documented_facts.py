@@ -133,7 +133,7 @@ STATED = {
         f"at most {outbox.MAX_REPEATS} times",
         f"pauses of up to {connection_health.MAX_DELAY:g} s",
         f"the pause is {connection_health.REFUSED_DELAY:g} s",
-        {1.0: "does not answer for a second"}[connection_health.ANSWER_TIMEOUT],
+        {1.0: "does not respond for a second"}[connection_health.ANSWER_TIMEOUT],
         f"`resend_window` seconds ({mqtt.RESEND_WINDOW:g}; 0 for none)",
         f"pauses for {backpressure.FIRST_DELAY:g} to {backpressure.MAX_DELAY:g} s",
         f"pauses of up to {MIN_LIFETIME:g} s",
