@@ -6,14 +6,17 @@ import os
 import platform
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from benchmarks import _compare
 from benchmarks._measure import Row, as_table
 from benchmarks._scale import Scale
 
+OTHER_ENGINES = "other_engines"
 SUBJECTS = (
     "engine",
     "threads",
@@ -23,54 +26,65 @@ SUBJECTS = (
     "outage",
     "lag",
     "mqtt",
+    "both",
     "control",
     "imports",
+    "demo",
     "paths",
-    "other_engines",
+    OTHER_ENGINES,
 )
 README = Path(__file__).parent / "README.md"
-START, END = "<!-- results -->\n", "<!-- end of results -->"
+RESULTS = "results"
+"""The name of the table of all subjects but `other_engines`, which has its own."""
 _PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf", "paho-mqtt", "aiomqtt")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"one of {', '.join(SUBJECTS)}; all by default")
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--quick", dest="scale", action="store_const", const="quick", help="smaller graphs; takes a minute"
-    )
-    sizes.add_argument(
-        "--tiny",
-        dest="scale",
-        action="store_const",
-        const="tiny",
-        help="the smallest graphs; checks that each measurement works",
-    )
-    parser.add_argument("--write", action="store_true", help="write the table to benchmarks/README.md")
-    parser.add_argument(
-        "--against", metavar="TREE", type=Path, help="a checkout of another revision to measure in turn"
-    )
+    parser = _parser()
     options = parser.parse_args()
     if unknown := set(options.subjects).difference(SUBJECTS):
         parser.error(f"unknown subject {min(unknown)!r}; choose from {', '.join(SUBJECTS)}")
-    against = options.against and options.against.resolve()
-    if against and not (against / "src" / "cascade").is_dir():
-        parser.error(
-            f"{options.against} has no src/cascade; --against needs a checkout of Cascade, such as a git worktree"
-        )
-    scale = replace(Scale.of(options.scale or "full"), against=against)
-    report = _report(options.subjects or SUBJECTS, scale)
-    print(report)
+    scale = Scale.of(options.scale or "full")
+    if options.revision is not None or options.against is not None:
+        if options.write:
+            parser.error("--write writes the table of one revision, and not a comparison")
+        try:
+            print(_comparison(options, scale))
+        except _compare.RevisionError as error:
+            parser.error(str(error))
+        return
+    tables = _tables(options.subjects or SUBJECTS, scale)
+    print("\n\n".join(tables.values()))
     if options.write:
-        before, _, rest = README.read_text(encoding="utf-8").partition(START)
-        README.write_text(f"{before}{START}\n{report}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        for name, table in tables.items():
+            _write(name, table)
 
 
-def _report(subjects: list[str] | tuple[str, ...], scale: Scale) -> str:
-    start = time.monotonic()
-    rows = [row for subject in subjects for row in _rows(subject, scale)]
-    return f"{_machine_and_versions()}, {time.monotonic() - start:.0f} s\n\n{as_table(rows)}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"one of {', '.join(SUBJECTS)}; all by default")
+    sizes = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("quick", "smaller graphs; takes some minutes"),
+        ("tiny", "the smallest graphs; checks that each measurement works"),
+    ):
+        sizes.add_argument(f"--{name}", dest="scale", action="store_const", const=name, help=text)
+    parser.add_argument("--write", action="store_true", help="write the tables to benchmarks/README.md")
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--revision", metavar="REV", help="a git revision of this repository to compare with")
+    others.add_argument("--against", metavar="TREE", type=Path, help="a checkout of another revision to compare with")
+    return parser
+
+
+def _tables(subjects: Sequence[str], scale: Scale) -> dict[str, str]:
+    """Measure the subjects; return each table that has rows, with its circumstances."""
+    found: dict[str, list[Row]] = {}
+    seconds: dict[str, float] = {}
+    for subject in subjects:
+        name, start = OTHER_ENGINES if subject == OTHER_ENGINES else RESULTS, time.monotonic()
+        found.setdefault(name, []).extend(_rows(subject, scale))
+        seconds[name] = seconds.get(name, 0) + time.monotonic() - start
+    return {name: f"{_circumstances(seconds[name])}\n\n{as_table(rows)}" for name, rows in found.items()}
 
 
 def _rows(subject: str, scale: Scale) -> list[Row]:
@@ -83,11 +97,43 @@ def _rows(subject: str, scale: Scale) -> list[Row]:
     return found
 
 
-def _machine_and_versions() -> str:
+def _write(name: str, table: str) -> None:
+    """Replace a table of the README."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, _, rest = README.read_text(encoding="utf-8").partition(start)
+    README.write_text(f"{before}{start}\n{table}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def _comparison(options: argparse.Namespace, scale: Scale) -> str:
+    """Measure this tree and another one in turn; return the table.
+
+    Raises:
+        RevisionError: The other revision does not exist, or a subject has no figures to compare.
+    """
+    subjects: Sequence[str] = options.subjects or _compare.SUBJECTS
+    if missing := set(subjects).difference(_compare.SUBJECTS):
+        names = ", ".join(_compare.SUBJECTS)
+        raise _compare.RevisionError(f"{min(missing)!r} has no figures to compare; choose from {names}")
+    with ExitStack() as stack:
+        if options.against is not None:
+            name, tree = str(options.against), options.against.resolve()
+        else:
+            name, tree = options.revision, stack.enter_context(_compare.checkout(options.revision))
+        if not (tree / "src" / "cascade").is_dir():
+            raise _compare.RevisionError(f"{name} has no src/cascade; name a checkout or a git revision of Cascade")
+        start = time.monotonic()
+        found = [one for subject in subjects for one in _compare.compared(subject, scale, tree)]
+    table = _compare.as_table(found, Path(name).name if options.against is not None else name)
+    return f"{_circumstances(time.monotonic() - start)}, {scale.many_rounds} rounds\n\n{table}"
+
+
+def _circumstances(seconds: float) -> str:
+    """Return the date, the machine, the versions and the duration on one line."""
     load = f"load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     packages = [f"{name} {_version(name)}" for name in _PACKAGES]
-    parts = [f"{datetime.now(UTC):%Y-%m-%d}", _processor(), f"{os.cpu_count()} cores", platform.platform(terse=True)]
-    return ", ".join([*parts, f"Python {platform.python_version()}", *packages, *filter(None, [load])])
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}", _processor(), f"{os.cpu_count()} cores", *_memory()]
+    parts += [platform.platform(terse=True), f"Python {platform.python_version()}", *packages, *filter(None, [load])]
+    return ", ".join([*parts, f"{seconds:.0f} s"])
 
 
 def _processor() -> str:
@@ -96,6 +142,15 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _memory() -> list[str]:
+    """Return the size of the machine's memory, if the system reports it."""
+    try:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return []
+    return [f"{size / 2**30:.0f} GiB"]
 
 
 def _version(package: str) -> str:

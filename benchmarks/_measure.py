@@ -25,16 +25,42 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The upper or lower bound of a ratio."""
+    """The upper or lower bound of a ratio, or of an amount with another unit."""
 
     bound: float
     is_floor: bool = False
+    unit: str = "x"
 
-    def holds(self, ratio: float) -> bool:
-        return ratio >= self.bound if self.is_floor else ratio <= self.bound
+    def holds(self, value: float) -> bool:
+        return value >= self.bound if self.is_floor else value <= self.bound
 
     def __str__(self) -> str:
-        return f"{'≥' if self.is_floor else '≤'} {self.bound:g}x"
+        return f"{'≥' if self.is_floor else '≤'} {self.bound:,g}{self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number of one revision, for a comparison of revisions.
+
+    Attributes:
+        what: The name of the row.
+        value: The number in its base unit: seconds, bytes, or an amount per second.
+        unit: The unit of the table.
+        scale: The factor from the base unit to the unit of the table.
+        is_rate: A larger number is better.
+        words: The verdicts for a better and a worse number.
+    """
+
+    what: str
+    value: float
+    unit: str
+    scale: float = 1.0
+    is_rate: bool = False
+    words: tuple[str, str] = ("faster", "slower")
+
+
+MEMORY = ("smaller", "larger")
+"""The verdicts for figures of memory."""
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -64,22 +90,28 @@ def versus(what: str, pairs: Sequence[Pair], unit: str, goal: Goal | None = None
     middle = median(ratios)
     return Row(
         what,
-        f"{_number(median(ours for ours, _ in pairs) * scale)} {unit}",
-        f"{_number(median(theirs for _, theirs in pairs) * scale)} {unit}",
-        f"{_number(middle)}x {spread(ratios)}",
+        f"{number(median(ours for ours, _ in pairs) * scale)} {unit}",
+        f"{number(median(theirs for _, theirs in pairs) * scale)} {unit}",
+        f"{number(middle)}x {spread(ratios)}",
         str(goal or ""),
         goal.holds(middle) if goal else None,
     )
 
 
+def absolute(what: str, values: Sequence[float], unit: str, goal: Goal | None = None, *, scale: float = 1.0) -> Row:
+    """Return the row of a subject without a baseline. The goal is compared with the median, in the unit of the table."""
+    reached = goal.holds(median(values) * scale) if goal else None
+    return Row(what, amount(values, unit, scale), "", "", str(goal or ""), reached)
+
+
 def spread(values: Sequence[float], scale: float = 1.0) -> str:
     """Return the smallest and the largest value as text."""
-    return f"({_number(min(values) * scale)} to {_number(max(values) * scale)})"
+    return f"({number(min(values) * scale)} to {number(max(values) * scale)})"
 
 
 def amount(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
     """Return the median with its unit and spread."""
-    return f"{_number(median(values) * scale)} {unit} {spread(values, scale)}"
+    return f"{number(median(values) * scale)} {unit} {spread(values, scale)}"
 
 
 def as_table(rows: Sequence[Row]) -> str:
@@ -89,7 +121,7 @@ def as_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
 

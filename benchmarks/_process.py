@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 ROOT = Path(__file__).parent.parent
-_TIMEOUT = 300.0
+_TIMEOUT = 900.0
 """Seconds for one measurement."""
 _MAIN = "__main__"
 

@@ -31,20 +31,30 @@ async def last(values: list[Any]) -> tuple[int, float]:
     return len(values), time.perf_counter()
 
 
+INFO = "INFO"
+"""The default of `cs.run`, with which it prints a line for each start and end of a task."""
+
+
 def workflow(size: int) -> Any:
     return _graphs.workflow(_graphs.fan_out(size), noop, last)
 
 
-def run(size: int, protocol: str = "", endpoint: str = "", flush_timeout: float = 5.0) -> dict[str, Any]:
-    """Run a fan-out; return its value, the seconds to its last task and to its end, and the peak memory in MiB."""
+def run(
+    size: int, protocol: str = "", endpoint: str = "", flush_timeout: float = 5.0, log_level: str = "ERROR"
+) -> dict[str, Any]:
+    """Run a fan-out; return its value, the seconds to its last task and to its end, and the memory in MiB.
+
+    `rss` is the peak. `before` is the memory before the run, with the connector and the lazy results.
+    """
     target, connector = workflow(size), None
     if endpoint:
         from cascade.connectors.otel import OtelConnector
 
         connector = OtelConnector(endpoint, protocol=protocol, flush_timeout=flush_timeout)
-    start = time.perf_counter()
-    value, ended = cs.run(target, connector=connector, log_level="ERROR")
-    return {"value": value, "tasks": ended - start, "total": time.perf_counter() - start, "rss": peak_rss()}
+    before, start = current_rss(), time.perf_counter()
+    value, ended = cs.run(target, connector=connector, log_level=log_level)
+    total = time.perf_counter() - start
+    return {"value": value, "tasks": ended - start, "total": total, "rss": peak_rss(), "before": before}
 
 
 def peak_rss() -> float:
@@ -52,11 +62,25 @@ def peak_rss() -> float:
 
     On Linux, `ru_maxrss` starts at the size of the parent process, so `VmHWM` is used.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        peak = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) / MEBI
+    found = _status("VmHWM")
+    if found is not None:
+        return found
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MEBI if sys.platform != "darwin" else MEBI**2)
+
+
+def current_rss() -> float:
+    """Return the present memory of this process in MiB; where the system does not report it, the peak."""
+    found = _status("VmRSS")
+    return peak_rss() if found is None else found
+
+
+def _status(name: str) -> float | None:
+    """Return a field of /proc/self/status in MiB, None on a system without this file."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) / MEBI
 
 
 def idle(*, imports: str = "") -> float:

@@ -1,7 +1,6 @@
 """The sizes of the measurements: full, quick or tiny."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,6 +9,9 @@ class Scale:
 
     Attributes:
         sizes: Numbers of tasks in the graphs of `engine`, in ascending order.
+        largest: Number of tasks in the graphs whose growth is measured once; 0 omits them.
+        nodes: Nodes of the graph whose memory is measured.
+        items: Items of the map whose memory is measured.
         rounds: Repetitions of short measurements.
         traced_rounds: Repetitions of measurements that start a process and a collector.
         burst: Tasks of a traced run.
@@ -20,11 +22,13 @@ class Scale:
         control_messages: Number of pauses, and of clears.
         pause: Seconds of the pause whose CPU time is measured.
         flush_timeout: Seconds that the end of a run waits for its collector; in full, the default of the connector.
-        many_rounds: Repetitions of measurements whose spread matters.
-        against: Source tree of another revision, measured in the same rounds.
+        many_rounds: Repetitions of measurements whose spread matters, and rounds of a comparison of revisions.
     """
 
     sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
+    largest: int = 1_000_000
+    nodes: int = 300_000
+    items: int = 1_000_000
     rounds: int = 3
     traced_rounds: int = 2
     burst: int = 100_000
@@ -36,17 +40,29 @@ class Scale:
     pause: float = 60.0
     flush_timeout: float = 5.0
     many_rounds: int = 5
-    against: Path | None = None
 
     @classmethod
     def of(cls, name: str) -> "Scale":
         """Return the scale `full`, `quick`, or `tiny`, which only checks that each measurement works."""
         match name:
             case "quick":
-                return cls((1_000, 10_000), burst=20_000, run=5_000, imports=5, control_messages=30, pause=5.0)
+                return cls(
+                    sizes=(1_000, 10_000),
+                    largest=0,
+                    nodes=30_000,
+                    items=100_000,
+                    burst=20_000,
+                    run=5_000,
+                    imports=5,
+                    control_messages=30,
+                    pause=5.0,
+                )
             case "tiny":
                 return cls(
                     sizes=(10, 50),
+                    largest=100,
+                    nodes=50,
+                    items=50,
                     rounds=1,
                     traced_rounds=1,
                     burst=50,

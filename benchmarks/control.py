@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import _control
-from benchmarks._measure import Row, amount, versus
+from benchmarks._measure import Figure, Row, amount
 from benchmarks._process import call
 from benchmarks._scale import Scale
 from tests.lab.mosquitto import MosquittoProcess
@@ -39,26 +39,27 @@ def _limited(what: str, seconds: list[float], unit: str, scale: float, limit: fl
     return Row(f"control, {what}", amount(seconds, unit, scale), "", "", goal, max(seconds) <= limit)
 
 
-def _latencies(scale: Scale, port: int) -> Iterator[Row]:
-    """99th percentiles of each run, alternating between this source tree and another revision."""
-
-    def percentiles(tree: Path | None) -> dict[str, float]:
-        found: dict[str, float] = call(
-            _control.latencies, tree=tree, port=port, waiting=scale.waiting, times=scale.control_messages
-        )
-        return found
-
-    ours, theirs = list[dict[str, float]](), list[dict[str, float]]()
-    for _ in range(scale.many_rounds):
-        ours.append(percentiles(None))
-        if scale.against is not None:
-            theirs.append(percentiles(scale.against))
+def figures(scale: Scale, tree: Path | None) -> Iterator[Figure]:
+    """Yield the latencies of the revision in `tree`."""
+    with MosquittoProcess() as broker:
+        found = _percentiles(scale, broker.port, tree)
     for kind, effect in EFFECTS.items():
         what = f"control, {kind} to {effect}, {scale.waiting:,} tasks waiting, 99th percentile of a run"
-        yield _latency(what, [one[kind] for one in ours])
-        if scale.against is not None:
-            pairs = [(one[kind], other[kind]) for one, other in zip(ours, theirs, strict=True)]
-            yield versus(f"{what}, against {scale.against.name}", pairs, "ms", scale=1e3)
+        yield Figure(what, found[kind], "ms", 1e3)
+
+
+def _percentiles(scale: Scale, port: int, tree: Path | None = None) -> dict[str, float]:
+    found: dict[str, float] = call(
+        _control.latencies, tree=tree, port=port, waiting=scale.waiting, times=scale.control_messages
+    )
+    return found
+
+
+def _latencies(scale: Scale, port: int) -> Iterator[Row]:
+    found = [_percentiles(scale, port) for _ in range(scale.many_rounds)]
+    for kind, effect in EFFECTS.items():
+        what = f"control, {kind} to {effect}, {scale.waiting:,} tasks waiting, 99th percentile of a run"
+        yield _latency(what, [one[kind] for one in found])
 
 
 def _latency(what: str, seconds: list[float]) -> Row:

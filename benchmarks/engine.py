@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cascade as cs
 from benchmarks import _graphs
-from benchmarks._measure import Goal, Pair, Row, interleaved, timed, versus
+from benchmarks._measure import Figure, Goal, Pair, Row, interleaved, timed, versus
 from benchmarks._process import call
 from benchmarks._scale import Scale
 from cascade.adapters.solvers.native import NativeSolver
@@ -16,8 +18,11 @@ SMALL = 10_000
 """Graphs up to this size run several times per round, because a single short run is dominated by noise."""
 SMALL_TURNS = 3
 
-ENGINE_GOAL = Goal(4.0)
-LINEAR_GOAL = Goal(1.5)
+ENGINE_GOAL = Goal(3.0)
+LINEAR_GOAL = Goal(1.3)
+
+
+ALL_SHAPES = (*_graphs.SHAPES, "map")
 
 
 @cs.task
@@ -43,6 +48,31 @@ def measure(shape: str, sizes: list[int], rounds: int) -> dict[str, Any]:
         for size in sizes:
             _one_round(shape, size, SMALL_TURNS if size <= SMALL else 1, runs, calls, plans)
     return {"runs": list(runs.values()), "calls": list(calls.values()), "plans": list(plans.values())}
+
+
+def alone(shape: str, sizes: list[int]) -> list[dict[str, float]]:
+    """Return for each size the seconds per task of the calls, of graph and plan, and of a run, without a baseline."""
+    _alone(shape, min(sizes[0], 100))  # imports the modules that are imported on first use
+    found = []
+    for size in sizes:
+        turns = [_alone(shape, size) for _ in range(SMALL_TURNS if size <= SMALL else 1)]
+        found.append({part: median(turn[part] for turn in turns) for part in turns[0]})
+    return found
+
+
+def _alone(shape: str, size: int) -> dict[str, float]:
+    make, _ = _both(shape, size)
+    target: Any = None
+
+    def call_tasks() -> None:
+        nonlocal target
+        target = make()
+
+    return {
+        "calls": timed(call_tasks) / size,
+        "plan": timed(lambda: NativeSolver().resolve(build_graph(target))) / size,
+        "run": timed(lambda: cs.run(target, log_level="ERROR")) / size,
+    }
 
 
 def _one_round(
@@ -80,7 +110,7 @@ def _both(shape: str, size: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
 def rows(scale: Scale) -> Iterator[Row]:
     """Yield for each shape: each size against asyncio, and the cost per task of the largest against the smallest."""
     sizes = scale.sizes
-    for shape in (*_graphs.SHAPES, "map"):
+    for shape in ALL_SHAPES:
         found = call(measure, shape=shape, sizes=sizes, rounds=scale.rounds)
         for size, pairs in zip(sizes, found["runs"], strict=True):
             yield versus(f"engine, {shape}, {size:,}, per task", pairs, "µs", ENGINE_GOAL, scale=1e6)
@@ -90,6 +120,27 @@ def rows(scale: Scale) -> Iterator[Row]:
         if shape != "map":  # a map of any size is one call and one node
             yield _growth(f"calling the tasks, {shape}, {grown}", found["calls"])
             yield _growth(f"graph and plan, {shape}, {grown}", found["plans"])
+        if scale.largest:
+            yield from _once(shape, sizes[0], scale.largest)
+
+
+def figures(scale: Scale, tree: Path | None) -> Iterator[Figure]:
+    """Yield the cost per task of the revision in `tree`."""
+    for shape in ALL_SHAPES:
+        for size, found in zip(scale.sizes, call(alone, tree=tree, shape=shape, sizes=scale.sizes), strict=True):
+            yield Figure(f"engine, {shape}, {size:,}, per task", found["run"], "µs", 1e6)
+            if shape != "map":
+                yield Figure(f"graph and plan, {shape}, {size:,}, per task", found["plan"], "µs", 1e6)
+
+
+def _once(shape: str, small: int, large: int) -> Iterator[Row]:
+    """Yield the cost per task of a very large graph against a small one, measured once."""
+    first, second = call(alone, shape=shape, sizes=[small, large])
+    grown = f"{large:,} against {small:,}, once"
+    yield versus(f"engine, {shape}, cost per task at {grown}", [(second["run"], first["run"])], "µs", scale=1e6)
+    if shape != "map":
+        pair = second["plan"], first["plan"]
+        yield versus(f"graph and plan, {shape}, {grown}", [pair], "µs", LINEAR_GOAL, scale=1e6)
 
 
 def _growth(what: str, by_size: list[list[float]]) -> Row:

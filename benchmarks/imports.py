@@ -4,8 +4,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
-from benchmarks._measure import Goal, Row, spread
+from benchmarks._measure import Figure, Goal, Row, spread
 from benchmarks._process import ROOT, call, environment
 from benchmarks._scale import Scale
 
@@ -36,6 +37,13 @@ def rows(scale: Scale) -> Iterator[Row]:
     yield Row("optional packages that import cascade imports", ", ".join(found) or "none", "", "", "none", not found)
 
 
+def figures(scale: Scale, tree: Path | None) -> Iterator[Figure]:
+    """Yield the duration of the imports of the revision in `tree`, without that of the interpreter."""
+    python = min(_seconds(NOTHING) for _ in range(scale.imports))
+    for subject, _, _ in SUBJECTS.values():
+        yield Figure(subject, min(_seconds(subject, tree) for _ in range(scale.imports)) - python, "ms", 1e3)
+
+
 def _compared(what: str, subject: str, baseline: str, goal: Goal | None, turns: int) -> Row:
     """Compare the fastest imports, because other load only makes an import slower. The spread is that of the rounds."""
     times = [(_seconds(NOTHING), _seconds(subject), _seconds(baseline)) for _ in range(turns)]
@@ -52,7 +60,7 @@ def _compared(what: str, subject: str, baseline: str, goal: Goal | None, turns: 
     )
 
 
-def _seconds(statement: str) -> float:
+def _seconds(statement: str, tree: Path | None = None) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, env=environment(), check=True)  # noqa: S603 - a constant
+    subprocess.run([sys.executable, "-c", statement], cwd=ROOT, env=environment(tree), check=True)  # noqa: S603 - a constant
     return time.perf_counter() - start
