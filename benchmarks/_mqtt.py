@@ -63,7 +63,7 @@ def run(size: int, port: int = 0) -> dict[str, Any]:
 
 
 def run_again(size: int, port: int) -> dict[str, Any]:
-    """Return the measurement of the second of two runs with one connector, which remembers an unreachable broker."""
+    """Return the measurement of the second of two runs with one connector, which keeps the state of an unreachable broker."""
     connector = MqttConnector("127.0.0.1", port)
     _run(size, connector)
     return _run(size, connector)

@@ -35,7 +35,7 @@ _PARAMETERS: dict[str, Any] = {
     },
     "type": {
         "enum": list(CONSTRAINT_TYPES),
-        "description": "The type of the constraint; the payload must have the same one.",
+        "description": "The type of the constraint. The payload must contain the same type.",
     },
 }
 
@@ -98,7 +98,7 @@ def _channels() -> dict[str, Any]:
         "events": _channel(events, "The messages of a run, in the order of `seq`.", (*QOS_1, *QOS_0)),
         "state": _channel(
             state_topic(_ORG, _PROJECT, "{run_id}"),
-            "The state of a run as a retained message, at most twice per second.",
+            "The state of a run as a retained message: at most once per second, and once more at the end of the run.",
             ("RunActive", "RunOver"),
         ),
         "status": _channel(

@@ -31,7 +31,7 @@ _SESSION = {
         SESSION_ID: {
             "type": "string",
             "pattern": "^[0-9a-f]{16}$",
-            "description": "The session of the connector that publishes the message or set it as its Last Will; a user property of MQTT.",
+            "description": "The session of the connector that publishes the message, or that has set it as its Last Will; a user property of MQTT.",
         },
     },
 }

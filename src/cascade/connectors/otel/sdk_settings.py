@@ -44,7 +44,7 @@ _RATIO_SAMPLERS = {"traceidratio": TraceIdRatioBased, "parentbased_traceidratio"
 
 _DEFAULT_COUNT = 128  # as in the SDK
 _NEVER_BLANK = (a.SERVICE_NAME, a.SERVICE_INSTANCE_ID)
-"""Attributes by which back ends group spans. A blank value is ignored."""
+"""Attributes by which backends group spans. A blank value is ignored."""
 
 
 def resource(environ: Mapping[str, str]) -> Resource:
