@@ -121,6 +121,27 @@ def dbos(graph: Graph) -> Callable[[], Any]:
     return lambda: asyncio.run(workflow())
 
 
+def taskiq(graph: Graph) -> Callable[[], Any]:
+    """With the broker in memory. Each step is sent when its inputs are available."""
+    broker = import_module("taskiq").InMemoryBroker()
+
+    @broker.task(task_name="noop")  # type: ignore[untyped-decorator]
+    async def noop(_values: list[Any]) -> int:
+        return 0
+
+    async def result(values: list[Any]) -> Any:
+        sent = await noop.kiq(values)
+        return (await sent.wait_result(check_interval=0)).return_value
+
+    async def workflow() -> Any:
+        values: list[Any] = []
+        for layer in _layers(graph):
+            values += await asyncio.gather(*[result([values[one] for one in graph[step]]) for step in layer])
+        return values[-1]
+
+    return lambda: asyncio.run(workflow())
+
+
 def _layers(graph: Graph) -> list[list[int]]:
     """Split the steps into sequences whose steps are independent of each other."""
     layers: list[list[int]] = []
@@ -140,6 +161,9 @@ def _collect(values: list[Any]) -> int:
     return len(values)
 
 
+PACKAGES = {"hamilton": "sf-hamilton"}
+"""The packages of engines whose module has another name."""
+
 ENGINES: dict[str, Callable[[Graph], Callable[[], Any]]] = {
     "hamilton": hamilton,
     "celery": celery,
@@ -147,4 +171,5 @@ ENGINES: dict[str, Callable[[Graph], Callable[[], Any]]] = {
     "prefect": prefect,
     "dagster": dagster,
     "dbos": dbos,
+    "taskiq": taskiq,
 }
