@@ -1,10 +1,12 @@
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 
 import cascade as cs
 from cascade.runtime import _map_execution
+from cascade.runtime._task_group import BURST
 from cascade.runtime.events import TaskExecutionFinished, TaskExecutionStarted, TaskRetrying, TaskSkipped
 from cascade.spec.lazy_types import MappedLazyResult
 from tests.lab.waiting import with_timeout
@@ -107,6 +109,23 @@ async def test_the_window_limits_the_items_in_flight(recorded: RecordedEngine, m
 
     assert await recorded.run(item.map(x=list(range(100)))) == list(range(100))
     assert most == 8
+
+
+async def test_an_iteration_of_the_event_loop_starts_a_limited_number_of_items(recorded: RecordedEngine) -> None:
+    started: Counter[int] = Counter()
+    loop, iteration = asyncio.get_running_loop(), 0
+
+    def count() -> None:
+        nonlocal iteration
+        iteration += 1
+        loop.call_soon(count)
+
+    async def note(_: int) -> None:
+        started[iteration] += 1
+
+    count()
+    await recorded.run(cs.task(note, name="note").map(_=list(range(10 * BURST))))
+    assert max(started.values()) == BURST
 
 
 async def test_a_factory_is_any_object_that_returns_lazy_results(recorded: RecordedEngine) -> None:

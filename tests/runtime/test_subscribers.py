@@ -144,6 +144,20 @@ async def test_a_drain_is_bounded_and_logs_the_number_of_lost_messages(caplog: p
     assert caplog.messages == ["Stuck: 1 telemetry messages were lost: not published within 0.01 s"]
 
 
+async def test_an_interrupt_during_the_conversion_of_an_event_loses_no_other_event() -> None:
+    bus, connector = MessageBus(), MemoryConnector()
+    subscriber = TelemetrySubscriber(bus, connector)
+    bus.publish(events.RunStarted(run_id=RUN, trace=place_run(RUN)))
+    for task_id in "abc":
+        bus.publish(events.TaskExecutionStarted(run_id=RUN, task_id=task_id))
+    interrupt = patch("cascade.runtime.subscribers.encode_body", side_effect=KeyboardInterrupt)
+    with interrupt, pytest.raises(KeyboardInterrupt):
+        await subscriber.drain(RUN)
+    await bus.drain(RUN)
+    assert [p["body"].get("task_id") for p in connector.payloads] == [None, "b", "c"]
+    assert [p["seq"] for p in connector.payloads] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("variable", ["CASCADE_ORG_ID", "CASCADE_PROJECT_ID"])
 def test_an_invalid_org_or_project_is_rejected_before_the_run(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "a/b")

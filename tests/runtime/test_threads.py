@@ -1,5 +1,6 @@
 """Runs in a thread that outlives the main thread, and without an asyncio event loop."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -188,3 +189,31 @@ def test_without_an_asyncio_event_loop_the_error_names_cs_run_in_a_thread(caller
         run.send(None)  # as trio does, or IPython with `%autoawait off`
     assert caller in str(caught.value)
     assert "call cs.run in a thread" in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_that_is_forked_during_the_plan_of_a_large_graph_has_a_garbage_collector() -> None:
+    program = """
+import gc, os
+import cascade as cs
+from cascade.runtime.engine import LARGE_GRAPH, Engine
+
+class Forking(cs.NativeSolver):
+    def resolve(self, graph):
+        if not (child := os.fork()):
+            os._exit(gc.isenabled())
+        print(gc.isenabled(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return super().resolve(graph)
+
+async def main():
+    engine = Engine(Forking(), cs.LocalExecutor(threads=False), cs.MessageBus())
+    number = cs.task(lambda x: x, name="number")
+    await engine.run(cs.task(len, name="count")([number(i) for i in range(LARGE_GRAPH)]))
+
+import asyncio
+asyncio.run(main())
+print(gc.isenabled())
+"""
+    command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
+    assert (done.stdout, done.stderr) == ("False 1\nTrue\n", "")

@@ -220,6 +220,7 @@ class WindowLimiter:
             asyncio.get_running_loop().call_soon(self._start_some)
 
     def _start_some(self) -> None:
+        self._is_scheduled = True  # with an eager start, a coroutine may end inside this call
         group = self._group
         burst = 0
         if not group.over and not self._throttle.is_on():

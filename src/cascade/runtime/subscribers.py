@@ -1,7 +1,7 @@
 """Subscribers of every run: one prints messages on the terminal, the other publishes telemetry to the connector."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -219,7 +219,7 @@ class TelemetrySubscriber:
         self._drain_timeout = drain_timeout
         self._bus = event_bus
         self._runs: dict[str, RunTelemetry] = {}
-        self._events: list[Event] = []
+        self._events: deque[Event] = deque()
         self._has_failed = False
         self._reported = 0
         self._converters = Converters()
@@ -271,8 +271,11 @@ class TelemetrySubscriber:
             self._convert_events()
 
     def _convert_events(self) -> None:
-        events, self._events = self._events, []
-        for event in events:
+        events = self._events
+        while (
+            events
+        ):  # after an interrupt, such as a KeyboardInterrupt, the other events of the batch are converted later
+            event = events.popleft()
             try:
                 self._convert(event, str(event.run_id))
             except FAULTS as error:

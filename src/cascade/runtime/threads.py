@@ -6,6 +6,7 @@ still waits for all non-daemon threads, and threads can start until these have e
 
 import asyncio
 import gc
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -95,11 +96,28 @@ async def in_thread_without_gc(function: Callable[[], object]) -> None:
     if not gc.isenabled():
         await in_thread(function)
         return
+    call = object()
+    _calls_without_gc.add(call)
     gc.disable()
     try:
         await in_thread(function)
     finally:
         gc.enable()
+        _calls_without_gc.discard(call)
+
+
+_calls_without_gc: set[object] = set()
+
+
+def _enable_gc() -> None:
+    """Enable the garbage collector in a forked child: the call that has disabled it ends in the parent only."""
+    if _calls_without_gc:
+        _calls_without_gc.clear()
+        gc.enable()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_enable_gc)
 
 
 class Step:
