@@ -232,6 +232,32 @@ async def test_a_connector_that_stays_full_does_not_block_the_event_loop() -> No
     assert numbers(connector) == [0, 1, 2]
 
 
+def test_a_loop_that_is_closed_while_the_queue_publishes_does_not_stop_the_queue() -> None:
+    class Waiting(MemoryConnector):
+        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+            if payload["n"] == 0:
+                await asyncio.Event().wait()
+            await super().publish(topic, payload, qos)
+
+    connector = Waiting()
+    queue = PublishQueue(connector)
+
+    async def put() -> None:
+        queue.put(message(0))
+        await asyncio.sleep(0)
+
+    async def put_and_drain() -> None:
+        queue.put(message(1))
+        await queue.drain(HANG)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(put())
+    loop.close()
+    asyncio.run(put_and_drain())
+    assert numbers(connector) == [1]
+    assert (queue.lost, queue.last_error) == (1, "the event loop was closed")
+
+
 async def test_a_closed_queue_drops_all_messages_with_the_reason() -> None:
     queue = PublishQueue(MemoryConnector())
     queue.put(message(0))

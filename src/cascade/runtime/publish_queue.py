@@ -148,12 +148,15 @@ class PublishQueue:
         return asyncio.get_running_loop().time() - self._progress_at > STALL_TIMEOUT
 
     def _start_publishing(self) -> None:
-        if not self._queue or (self._task is not None and not self._task.done()):
+        if not self._queue or _is_running(self._task):
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # outside of a loop: the next drain publishes it
             return
+        if self._publishing is not None:
+            self._publishing = None
+            self._drop(1, "the event loop was closed")
         self._task = loop.create_task(self._publish_all(), name=f"cascade-telemetry-{type(self.connector).__name__}")
 
     async def _publish_all(self) -> None:
@@ -222,6 +225,11 @@ class PublishQueue:
     def _drop(self, count: int, reason: str) -> None:
         self.lost += count
         self.last_error = reason
+
+
+def _is_running(task: asyncio.Task[None] | None) -> bool:
+    """Return whether the task can continue. A loop that is closed during a run leaves pending tasks."""
+    return task is not None and not task.done() and not task.get_loop().is_closed()
 
 
 def estimated_size(metadata: Mapping[str, Any]) -> int:
