@@ -118,10 +118,12 @@ class Graph:
     edges: list[Edge] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._ids = {node.id for node in self.nodes}
+        self._ids: set[str] = set()
 
     def add_node(self, node: Node) -> None:
         """Add a node, unless the graph has a node with this id."""
+        if not self._ids:  # most graphs are built at once and need no set
+            self._ids = {known.id for known in self.nodes}
         if node.id not in self._ids:
             self._ids.add(node.id)
             self.nodes.append(node)

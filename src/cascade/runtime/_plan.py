@@ -1,6 +1,8 @@
 """Plan of one run: one record per node, compiled once from the graph and the order of the solver."""
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node
@@ -53,9 +55,9 @@ class PlannedNode:
         self.node = node
         self.plan_node: Any = node
         self.position = 0
-        self.edges: list[Edge] = _NO_EDGES
-        self.sources: list[PlannedNode] = _NO_NODES
-        self.held: list[PlannedNode] = _NO_NODES
+        self.edges: tuple[Edge, ...] = ()
+        self.sources: tuple[PlannedNode, ...] = ()
+        self.held: tuple[PlannedNode, ...] = ()
         self.consumers: list[PlannedNode] = _NO_NODES
         self.pending = self.demand = 0
         self.is_needed = self.is_settled = False
@@ -64,54 +66,48 @@ class PlannedNode:
     def __repr__(self) -> str:
         return f"<PlannedNode {self.node.name}>"
 
+    def add_sources(self, edges: tuple[Edge, ...], sources: tuple["PlannedNode", ...]) -> None:
+        """Add edges to the node, and the sources of these edges."""
+        self.edges += edges
+        self.sources += sources
+        held = sources
+        for edge, source in zip(edges, sources, strict=True):
+            source.demand += 1
+            if edge.edge_type is not _DATA or edge.arg_kind is not _POSITIONAL or edge.router is not None:
+                self.is_direct = False
+                if edge.edge_type is _ROUTE:  # `FlowManager` releases the branches of routers
+                    held = ()
+                    continue
+            self.pending += 1
+            if source.consumers is _NO_NODES:
+                source.consumers = [self]
+            else:
+                source.consumers.append(self)
+        self.held += held or tuple(s for s, edge in zip(sources, edges, strict=True) if edge.edge_type is not _ROUTE)
+
     def release_arguments(self) -> Iterable["PlannedNode"]:
         """Stop using the values of the arguments. Returns their sources, once for each edge."""
         arguments: list[PlannedNode] = []
-        self.held = []
+        others: list[PlannedNode] = []
         for source, edge in zip(self.sources, self.edges, strict=True):
             if edge.router is None and edge.edge_type in _ARGUMENTS:
                 arguments.append(source)
             elif edge.edge_type is not _ROUTE:
-                self.held.append(source)
+                others.append(source)
+        self.held = tuple(others)
         return arguments
 
 
-_NO_EDGES: list[Edge] = []
 _NO_NODES: list[PlannedNode] = []
 
 
 def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
     """Return the records of the nodes of a graph by id, in time linear in nodes and edges."""
     nodes = {node.id: PlannedNode(node) for node in graph.nodes}
-    for edge in graph.edges:
-        source, target, kind = nodes[edge.source.id], nodes[edge.target.id], edge.edge_type
-        source.demand += 1
-        if target.edges is _NO_EDGES:
-            target.edges, target.sources = [edge], [source]
-            target.held = target.sources  # one list for both, unless a source is a branch: most nodes have no router
-        else:
-            target.edges.append(edge)
-            target.sources.append(source)
-            if target.held is not target.sources and kind is not _ROUTE:
-                target.held.append(source)
-        if kind is _ROUTE:
-            _exclude_routes(target)
-            continue
-        target.pending += 1
-        if source.consumers is _NO_NODES:
-            source.consumers = [target]
-        else:
-            source.consumers.append(target)
-        if kind is not _DATA or edge.arg_kind is not _POSITIONAL or edge.router is not None:
-            target.is_direct = False
+    for target_id, group in groupby(graph.edges, key=attrgetter("target.id")):
+        edges = tuple(group)
+        nodes[target_id].add_sources(edges, tuple([nodes[edge.source.id] for edge in edges]))
     return nodes
-
-
-def _exclude_routes(target: PlannedNode) -> None:
-    """Give a node with a router its own list of held sources. `FlowManager` releases the branches."""
-    target.is_direct = False
-    if target.held is target.sources:
-        target.held = target.sources[:-1]
 
 
 def set_order(nodes: dict[str, PlannedNode], plan: ExecutionPlan) -> list[PlannedNode]:
