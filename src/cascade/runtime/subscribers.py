@@ -249,12 +249,8 @@ class TelemetrySubscriber:
             return
         self._events.append(event)
         count = len(self._events)
-        if (
-            count >= BATCH
-            or not isinstance(event, TaskEvent)
-            or self._bus.captured
-            or not self._counts_spans_alone(event.run_id)
-        ):
+        is_batched = isinstance(event, TaskEvent) and not self._bus.captured and self._counts_spans_alone(event.run_id)
+        if count >= BATCH or not is_batched:
             self._convert_events()
         elif count == 1:
             self._convert_later()
@@ -271,11 +267,8 @@ class TelemetrySubscriber:
             self._convert_events()
 
     def _convert_events(self) -> None:
-        events = self._events
-        while (
-            events
-        ):  # after an interrupt, such as a KeyboardInterrupt, the other events of the batch are converted later
-            event = events.popleft()
+        while self._events:  # an interrupt, such as a KeyboardInterrupt, leaves the other events for the next call
+            event = self._events.popleft()
             try:
                 self._convert(event, str(event.run_id))
             except FAULTS as error:
