@@ -38,7 +38,7 @@ ExecutionPlan = list[list[Node]]
 
 
 class Solver(Protocol):
-    """Orders the nodes of a graph. Called once per graph."""
+    """Orders the nodes of a graph. Called once per graph, which it must not change."""
 
     def resolve(self, graph: Graph) -> ExecutionPlan:
         """Return stages, each of which needs only earlier ones. Raises ValueError for a cycle."""
