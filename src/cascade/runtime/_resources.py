@@ -53,25 +53,33 @@ class ResourceSetup:
     def __init__(self, run: RunContext, providers: Providers) -> None:
         self._run = run
         self._providers = dict(providers)
+        self._needed: dict[str, None] = {}
         self._open: list[_OpenResource] = []
         self._context = run.new_context()
         self._thread = SerialThread("cascade-resource", run.new_context())
         self._is_thread_stuck = False
 
-    async def set_up(self, nodes: Iterable[Node]) -> None:
-        """Set up the resources of the nodes in the order of their dependencies.
+    def collect(self, nodes: Iterable[Node]) -> None:
+        """Find the resources that the nodes need. It may be called in a thread."""
+        functions: set[int] = set()  # ids of functions without a resource: many nodes call one function
+        for node in nodes:
+            if node.literal_inputs or node.mapping_factory or id(node.callable_obj) not in functions:
+                injects = [*_injects(node)]
+                for inject in injects:
+                    self._add_definition(inject)
+                    self._needed[inject.resource_name] = None
+                if not injects:
+                    functions.add(id(node.callable_obj))
+
+    async def set_up(self) -> None:
+        """Set up the resources in the order of their dependencies.
 
         Raises:
             NameError: A resource is not registered.
             ValueError: Resources use each other in a circle.
             BaseException: The error of the first setup that failed, with a note that names the resource.
         """
-        wanted: dict[str, None] = {}
-        for node in nodes:
-            for inject in _injects(node):
-                self._add_definition(inject)
-                wanted[inject.resource_name] = None
-        for name in self._in_order(wanted):
+        for name in self._in_order(self._needed):
             await self._set_up_one(name)
 
     async def tear_down(self, first: BaseException | None) -> None:

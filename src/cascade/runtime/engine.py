@@ -173,11 +173,9 @@ class Engine:
         scheduler = Scheduler(run, graph, lazy_id(target))
         resources = ResourceSetup(run, self._providers)
         try:
-            if len(graph.nodes) < LARGE_GRAPH:
-                scheduler.prepare(self.solver)
-            else:
-                await in_thread_without_gc(lambda: scheduler.prepare(self.solver))
-            await resources.set_up(graph.nodes)
+            await _call(lambda: scheduler.prepare(self.solver), graph)
+            await _call(lambda: resources.collect(graph.nodes), graph)
+            await resources.set_up()
             await scheduler.run()
             value = scheduler.value(_name_of(target))
         except BaseException as error:
@@ -232,6 +230,11 @@ def require_event_loop(caller: str) -> None:
             "cs.run(...). In another kind of event loop, such as trio's, call cs.run in a thread: "
             "`await trio.to_thread.run_sync(cs.run, target)`"
         ) from None
+
+
+async def _call(function: Callable[[], T], graph: Graph) -> T:
+    """Call a function that iterates over the nodes of a graph, in a thread if the graph is large."""
+    return function() if len(graph.nodes) < LARGE_GRAPH else await in_thread_without_gc(function)
 
 
 async def _graph_of(target: Any) -> Graph:
@@ -302,12 +305,13 @@ current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine",
 async def _published(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
     """Publish RunStarted and RunFinished, and drain the subscribers."""
     task = current_task()
+    counts = await _call(lambda: Counter(node.name for node in graph.nodes if node.param_spec is None), graph)
     run.emit(
         RunStarted,
         target_tasks=[target],
         params=run.params,
-        task_counts=dict(Counter(node.name for node in graph.nodes if node.param_spec is None)),
-        inputs=input_names(graph),
+        task_counts=dict(counts),
+        inputs=await _call(lambda: input_names(graph), graph),
         start_ns=run.start_ns,
         trace=run.trace,
         nested=nested,

@@ -132,7 +132,7 @@ class ArgumentResolver:
         for edge in planned.edges:
             if edge.edge_type is not EdgeType.ROUTER_ROUTE:
                 found[edge.source.id] = None
-            if (chosen := self.chosen_id(edge)) is not None:
+            if edge.router is not None and (chosen := self.chosen_id(edge)) is not None:
                 found[chosen] = None
         return tuple(i for i in found if self._nodes[i].node.param_spec is None)
 

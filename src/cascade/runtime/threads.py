@@ -88,19 +88,18 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     return await call
 
 
-async def in_thread_without_gc(function: Callable[[], object]) -> None:
-    """Call a function that creates many objects, without garbage collections.
+async def in_thread_without_gc(function: Callable[[], T]) -> T:
+    """Call a function that creates many objects, without garbage collections. Returns its value.
 
     All new objects are in use. Each collection would traverse them, which takes longer than the function itself.
     """
     if not gc.isenabled():
-        await in_thread(function)
-        return
+        return await in_thread(function)
     call = object()
     _calls_without_gc.add(call)
     gc.disable()
     try:
-        await in_thread(function)
+        return await in_thread(function)
     finally:
         gc.enable()
         _calls_without_gc.discard(call)

@@ -67,6 +67,8 @@ def sources_in(value: Any, name: str) -> Iterator[Any]:
 
 def substitute(value: Any, value_of: Callable[[Any], Any]) -> Any:
     """Return `value` with each nested lazy result and Router replaced by `value_of(source)`."""
+    if type(value) is list and set(map(type, value)) == {LazyResult}:  # such as the values of 10,000 tasks
+        return [value_of(source) for source in value]
     return _Substitution(value, value_of).of(value)
 
 
