@@ -92,8 +92,8 @@ def rows(scale: Scale) -> Iterator[Row]:
             )
             yield versus(f"{what}, maximum", [(max(one), max(other)) for one, other in found], "ms")
     untraced = [call(ours, size=size) for _ in range(scale.traced_rounds)]
-    late = amount([_percentile_99(one) for one in untraced], "ms")
-    yield Row(f"the same, untraced, {size:,}, 99th percentile", late, "")
+    shown = amount([_percentile_99(one) for one in untraced], "ms")
+    yield Row(f"the same, untraced, {size:,}, 99th percentile", shown, "")
 
 
 def figures(scale: Scale, tree: Path | None) -> Iterator[Figure]:
