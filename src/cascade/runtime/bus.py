@@ -84,6 +84,10 @@ class MessageBus:
             self._routes[event_type, succeeded, item] = route
         return route
 
+    def capture(self, values: frozenset[str]) -> None:
+        """Add to `captured`: the events of tasks have arguments and outputs from now on, if `values` is not empty."""
+        self.captured |= values
+
     def on_drain(self, drain: Drain) -> None:
         """Register a coroutine function to await at the end of a run, as `drain(run_id)`. It must limit its own time."""
         self._drains.append(drain)
