@@ -14,7 +14,7 @@ from benchmarks._process import call
 from benchmarks._scale import Scale
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.build import build_graph
-from cascade.runtime._plan import compile_plan, set_order
+from cascade.runtime.flow import FlowManager, lazy_id
 
 SMALL = 10_000
 """Graphs up to this size run several times per round, because a single short run is dominated by noise."""
@@ -63,18 +63,19 @@ def alone(shape: str, sizes: list[int]) -> list[dict[str, float]]:
 
 
 def _alone(shape: str, size: int) -> dict[str, float]:
-    make, _ = _both(shape, size)
-    target: Any = None
-
-    def call_tasks() -> None:
-        nonlocal target
-        target = make()
-
+    target, calls = _called(_both(shape, size)[0])
     return {
-        "calls": timed(call_tasks) / size,
+        "calls": calls / size,
         "plan": _plan_seconds(target) / size,
         "run": timed(lambda: cs.run(target, log_level="ERROR")) / size,
     }
+
+
+def _called(make: Callable[[], Any]) -> tuple[Any, float]:
+    """Return a workflow, and the seconds for the calls of its tasks."""
+    made: list[Any] = []
+    seconds = timed(lambda: made.append(make()))
+    return made[0], seconds
 
 
 def _plan_seconds(target: Any) -> float:
@@ -84,7 +85,8 @@ def _plan_seconds(target: Any) -> float:
         gc.disable()
         try:
             graph = build_graph(target)
-            set_order(compile_plan(graph), NativeSolver().resolve(graph))
+            NativeSolver().resolve(graph)
+            FlowManager(graph, lazy_id(target))
         finally:
             gc.enable()
 
@@ -100,13 +102,8 @@ def _one_round(
     plans: dict[int, list[float]],
 ) -> None:
     make, baseline = _both(shape, size)
-    target: Any = None
-
-    def call_tasks() -> None:
-        nonlocal target
-        target = make()
-
-    calls.setdefault(size, []).append(timed(call_tasks) / size)
+    target, seconds = _called(make)
+    calls.setdefault(size, []).append(seconds / size)
     plans.setdefault(size, []).append(_plan_seconds(target) / size)
     runs.setdefault(size, []).extend(
         interleaved(
