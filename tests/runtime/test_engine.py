@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 import cascade as cs
 from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.memory import MemoryConnector
 from cascade.graph.model import Graph, Node
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import LARGE_GRAPH, Engine
@@ -24,6 +26,7 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.exceptions import MissingParamError
 from cascade.runtime.protocols import ExecutionPlan
+from cascade.telemetry.identity import RunTrace, place_run
 from tests.lab.waiting import HANG, with_timeout
 from tests.runtime.conftest import RecordedEngine
 
@@ -422,3 +425,28 @@ async def test_an_error_in_a_large_graph_is_raised_before_the_first_task(recorde
     with pytest.raises(MissingParamError, match="missing"):
         await recorded.run(count([*(add(n) for n in range(LARGE_GRAPH)), add(wrong)]))
     assert not recorded.of(TaskExecutionStarted)
+
+
+class PlacesRuns(MemoryConnector):
+    """Records whether the event loop has had a turn between the placement of a run in its trace and its first event."""
+
+    had_a_turn = False
+
+    def place_run(self, run_id: str, *_: Any) -> RunTrace:
+        asyncio.get_running_loop().call_soon(self.take_a_turn)
+        return place_run(run_id)
+
+    def take_a_turn(self) -> None:
+        self.had_a_turn = True
+
+    def activate(self, _: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+async def test_a_run_of_a_large_graph_is_placed_in_its_trace_when_it_starts() -> None:
+    """A cancellation between both would leave a trace without a run."""
+    connector, bus, turns = PlacesRuns(), MessageBus(), []
+    bus.subscribe(RunStarted, lambda _: turns.append(connector.had_a_turn))
+    engine = Engine(NativeSolver(), LocalExecutor(), bus, connector=connector)
+    assert await engine.run(count([add(n) for n in range(LARGE_GRAPH)])) == LARGE_GRAPH
+    assert turns == [False]

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
@@ -24,7 +23,7 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.flow import lazy_id
 from cascade.runtime.guard import call_connector, flush_timeout_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
-from cascade.runtime.resolvers import input_names
+from cascade.runtime.resolvers import node_fields
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
@@ -121,6 +120,7 @@ class Engine:
         """
         require_event_loop("Engine.run")
         graph = await _graph_of(target)
+        nodes = await _call(lambda: node_fields(graph), graph)
         nested = current_engine.get() is self
         run_id = self._new_run_id()
         token = current_engine.set(self)
@@ -130,7 +130,7 @@ class Engine:
             async with _suspended(nested=nested), _connected(connector, self.bus, run_id, self.controller):
                 # The start time is taken here: the duration of a run does not include the connect.
                 run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
-                value: T = await self._run_with_control(run, graph, target, nested=nested)
+                value: T = await self._run_with_control(run, graph, target, {"nested": nested, **nodes})
                 return value
         finally:
             current_engine.reset(token)
@@ -160,8 +160,9 @@ class Engine:
             clock=clock,
         )
 
-    async def _run_with_control(self, run: RunContext, graph: Graph, target: Any, *, nested: bool) -> Any:
-        async with _published(run, graph, _name_of(target), nested=nested):
+    async def _run_with_control(self, run: RunContext, graph: Graph, target: Any, started: dict[str, Any]) -> Any:
+        """Perform a run. `started` has fields of its first event."""
+        async with _published(run, _name_of(target), started):
             names = (node.name for node in graph.nodes)
             with self.controller.attached(run, names) if self.controller else nullcontext():
                 try:
@@ -302,20 +303,17 @@ current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine",
 
 
 @async_context_manager
-async def _published(run: RunContext, graph: Graph, target: str, *, nested: bool) -> AsyncIterator[None]:
+async def _published(run: RunContext, target: str, started: dict[str, Any]) -> AsyncIterator[None]:
     """Publish RunStarted and RunFinished, and drain the subscribers."""
     task = current_task()
-    counts = await _call(lambda: Counter(node.name for node in graph.nodes if node.param_spec is None), graph)
     run.emit(
         RunStarted,
         target_tasks=[target],
         params=run.params,
-        task_counts=dict(counts),
-        inputs=await _call(lambda: input_names(graph), graph),
         start_ns=run.start_ns,
         trace=run.trace,
-        nested=nested,
         outer_run_id=task.run_id if task else "",
+        **started,
     )
     error: BaseException | None = None
     try:

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from types import FunctionType
@@ -79,7 +80,7 @@ class ArgumentResolver:
         """
         node = planned.node
         if planned.is_direct and not injected_names(node.callable_obj):
-            return Arguments(self._direct(planned), {})
+            return Arguments([self._result(edge.source.id, node, edge.arg_name) for edge in planned.edges], {})
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()
         for edge in planned.edges:
@@ -92,17 +93,6 @@ class ArgumentResolver:
         for name in nested:
             inputs[name] = self._substitute(inputs[name], node, name)
         return self.with_resources(node, inputs)
-
-    def _direct(self, planned: PlannedNode) -> list[Any]:
-        state = self._values.state
-        values: list[Any] = []
-        for source in planned.sources:
-            value = state.get_result(source.id)
-            if value is None and not state.has_result(source.id):
-                edge = planned.edges[len(values)]
-                raise DependencyMissingError(planned.node.name, edge.arg_name, source.id)
-            values.append(value)
-        return values
 
     def with_resources(self, node: Node, inputs: dict[str, Any]) -> Arguments:
         """Return the arguments of a call with the given inputs. Replaces each `Inject` by its resource."""
@@ -168,9 +158,11 @@ class ArgumentResolver:
         return substitute(value, value_of)
 
     def _result(self, source_id: str, node: Node, arg_name: str) -> Any:
-        if not self._values.state.has_result(source_id):
+        state = self._values.state
+        value = state.get_result(source_id)
+        if value is None and not state.has_result(source_id):
             raise DependencyMissingError(node.name, arg_name, source_id)
-        return self._values.state.get_result(source_id)
+        return value
 
 
 def input_value(node: Node, params: Mapping[str, Any]) -> Any:
@@ -196,9 +188,11 @@ def input_value(node: Node, params: Mapping[str, Any]) -> Any:
     return value
 
 
-def input_names(graph: Graph) -> list[str]:
-    """Return the names of the inputs of a graph, each once, in the order of its nodes."""
-    return list(dict.fromkeys(node.param_spec.name for node in graph.nodes if node.param_spec is not None))
+def node_fields(graph: Graph) -> dict[str, Any]:
+    """Return the fields of RunStarted about a graph: the number of tasks by name, and the names of the inputs, each once."""
+    counts = Counter(node.name for node in graph.nodes if node.param_spec is None)
+    inputs = dict.fromkeys(node.param_spec.name for node in graph.nodes if node.param_spec is not None)
+    return {"task_counts": dict(counts), "inputs": list(inputs)}
 
 
 def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resources: Mapping[str, Any]) -> None:
