@@ -61,15 +61,14 @@ class ResourceSetup:
 
     def collect(self, nodes: Iterable[Node]) -> None:
         """Find the resources that the nodes need. It may be called in a thread."""
-        functions: set[int] = set()  # ids of functions without a resource: many nodes call one function
+        functions: set[int] = set()  # ids of the functions that were examined: many nodes call the same one
         for node in nodes:
-            if node.literal_inputs or node.mapping_factory or id(node.callable_obj) not in functions:
-                injects = [*_injects(node)]
-                for inject in injects:
-                    self._add_definition(inject)
-                    self._needed[inject.resource_name] = None
-                if not injects:
-                    functions.add(id(node.callable_obj))
+            if id(node.callable_obj) in functions and not node.literal_inputs and node.mapping_factory is None:
+                continue
+            functions.add(id(node.callable_obj))
+            for inject in _injects(node):
+                self._add_definition(inject)
+                self._needed[inject.resource_name] = None
 
     async def set_up(self) -> None:
         """Set up the resources in the order of their dependencies.

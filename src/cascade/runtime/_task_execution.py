@@ -292,8 +292,7 @@ class TaskExecution:
             return
         fields = self.run.outcome(error, result) | self._end_fields(self.start_ns, end_ns)
         fields["timestamp"], fields["duration"] = end_ns / 1e9, seconds(self.start_ns, end_ns)
-        if self.node.retry_policy is not None:
-            fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
+        fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
         if self.run.bus.captured:
             fields["arguments"] = self.arguments.inputs if self.arguments else None
             fields["callable_obj"] = self.node.callable_obj

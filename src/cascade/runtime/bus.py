@@ -30,7 +30,7 @@ class MessageBus:
 
     Attributes:
         backpressure: The combined backpressure of the subscribers: while it is full, no task starts.
-        captured: The kinds of values that subscribers read: some of `params`, `arguments`, `results`. Events of tasks have
+        captured: The kinds of values of tasks that subscribers read: some of `arguments`, `results`. Events of tasks have
             arguments and outputs only if it is not empty.
     """
 

@@ -87,9 +87,8 @@ class FlowManager:
                 open_branches.remove(branch)
                 yield branch
 
-    def _release_branches(self, sources: list[PlannedNode], state_backend: StateBackend) -> list[str]:
+    def _release_branches(self, stack: list[PlannedNode], state_backend: StateBackend) -> list[str]:
         pruned: list[str] = []
-        stack = sources
         while stack:
             planned = stack.pop()
             planned.demand -= 1

@@ -215,7 +215,7 @@ class TelemetrySubscriber:
         self._org_id, self._project_id = identity_from_environment()
         self._queue = PublishQueue(connector, max_bytes=max_bytes)
         self._capture = texts_of(connector, "capture")
-        event_bus.capture(self._capture)
+        event_bus.capture(self._capture - {"params"})
         self._drain_timeout = drain_timeout
         self._bus = event_bus
         self._runs: dict[str, RunTelemetry] = {}
