@@ -190,7 +190,8 @@ def test_prefork_workers_export_with_the_connector_of_their_parent(tmp_path: Pat
             if not children[-1]:
                 for _ in range(count):
                     run()
-                print(source(), count, flush=True)
+                sys.stdout.write(f"{source()} {count}\\n")  # one write: the lines of the children do not mix
+                sys.stdout.flush()
                 os._exit(0)
         assert [wait(child) for child in children] == [0, 0, 0]
         """,
