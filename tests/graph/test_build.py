@@ -5,7 +5,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import cascade as cs
-from cascade.graph.build import build_graph
+from cascade.graph.build import GraphBuilder, build_graph
 from cascade.graph.model import Edge, EdgeType, Graph, Node
 from cascade.spec.lazy_types import LazyResult
 
@@ -18,6 +18,11 @@ def one() -> int:
 @cs.task
 def add(x: int, y: int = 0) -> int:
     return x + y
+
+
+@cs.task
+def collect(*values: Any) -> int:
+    return len(values)
 
 
 def edges_of(graph: Graph) -> set[tuple[str, str, str, str]]:
@@ -176,3 +181,15 @@ def test_nodes_are_added_once_per_id_and_hash_by_it() -> None:
 
 def test_mocks_pass_for_lazy_results() -> None:
     assert isinstance(MagicMock(spec=LazyResult), LazyResult)
+
+
+@pytest.mark.parametrize("target", [collect([one() for _ in range(9)]), collect(*[one() for _ in range(9)])])
+def test_a_build_stops_at_its_limit_between_the_arguments_of_one_call_and_continues(target: LazyResult[int]) -> None:
+    builder = GraphBuilder(target)
+    assert not builder.run(limit=5)
+    assert len(builder.graph.nodes) == 5
+    assert builder.run()
+    assert [n.id for n in builder.graph.nodes] == [n.id for n in build_graph(target).nodes]
+    assert [(e.source.id, e.arg_name) for e in builder.graph.edges] == [
+        (e.source.id, e.arg_name) for e in build_graph(target).edges
+    ]

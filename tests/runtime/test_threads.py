@@ -1,5 +1,6 @@
-"""Runs in a thread that outlives the main thread, and without an asyncio event loop."""
+"""Runs in a thread that outlives the main thread, without an asyncio event loop, and without garbage collections."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from cascade.runtime.threads import is_shutdown_error, start_thread
+from cascade.runtime.threads import MANY_OBJECTS, is_shutdown_error, start_thread, without_gc
 from stack.addresses import reserved_port
 from tests.lab.extras import needs
 from tests.lab.waiting import HANG
@@ -217,3 +218,30 @@ print(gc.isenabled())
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert (done.stdout, done.stderr) == ("False 1\nTrue\n", "")
+
+
+def is_young(made: object) -> bool:
+    return any(made is one for one in gc.get_objects(generation=0))
+
+
+def test_many_objects_of_a_block_without_collections_are_old_at_its_end() -> None:
+    with without_gc():
+        few = [object() for _ in range(10)]
+    with without_gc():
+        many = [[number] for number in range(MANY_OBJECTS + 1)]
+        assert is_young(many)
+    assert not is_young(many)
+    assert few
+
+
+def test_a_block_without_collections_keeps_the_frozen_objects_of_a_program() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with without_gc():
+            many = [[number] for number in range(MANY_OBJECTS + 1)]
+        assert gc.get_freeze_count() == pytest.approx(frozen, abs=100)
+        assert gc.isenabled()
+        del many
+    finally:
+        gc.unfreeze()

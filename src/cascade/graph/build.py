@@ -1,6 +1,6 @@
 """Builds the graph of a lazy result and all its upstream nodes."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from math import inf
 from typing import Any
 
@@ -41,6 +41,8 @@ class GraphBuilder:
         self._worklist: list[tuple[Any, Node]] = []
         self._generator_consumers: dict[str, Node | None] = {}
         """Consumer of each node that returns a generator."""
+        self._steps = self._add_all()
+        self._limit = inf
         self._add_node(target)
 
     @property
@@ -78,36 +80,46 @@ class GraphBuilder:
 
     def run(self, limit: float = inf) -> bool:
         """Continue until the graph is complete or has `limit` nodes. Returns True if it is complete."""
-        while self._worklist and len(self._nodes) < limit:
+        self._limit = limit
+        return next(self._steps, True)
+
+    def _add_all(self) -> Iterator[bool]:
+        """Add the arguments of all nodes. Yields False while the graph has `_limit` nodes."""
+        while self._worklist:
             lazy, node = self._worklist.pop()
             arguments = _arguments(lazy)
             for name, kind, value in arguments:
-                self._add_argument(node, name, kind, value)
+                if type(value) is LazyResult:  # the most common source
+                    self._add_edge(value, node, name, EdgeType.DATA, kind)
+                elif issubclass(type(value), SOURCES):
+                    self._add_source(value, node, name, kind, EdgeType.DATA)
+                else:
+                    yield from self._add_literal(value, node, name, kind)
+                if len(self._nodes) >= self._limit:
+                    yield False
             if 0 < len(node.literal_inputs) < len(arguments) and len(arguments) - (node.positional or 0) > 1:
-                node.order = tuple(
-                    name if kind is ArgKind.POSITIONAL else argument_key(name, node.positional or 0)
-                    for name, kind, _ in arguments
-                )
+                node.order = tuple(_key(name, kind, node) for name, kind, _ in arguments)
             if lazy._condition is not None:
                 self._add_edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
             if lazy._constraints is not None:
-                for resource, amount in lazy._constraints.requirements.items():
-                    if isinstance(amount, LAZY):
-                        self._add_edge(amount, node, resource, EdgeType.CONSTRAINT)
-        return not self._worklist
+                self._add_amounts(lazy._constraints.requirements, node)
 
-    def _add_argument(self, node: Node, name: str, kind: ArgKind, value: Any) -> None:
-        if type(value) is LazyResult:  # the most common source
-            self._add_edge(value, node, name, EdgeType.DATA, kind)
+    def _add_amounts(self, requirements: dict[str, Any], node: Node) -> None:
+        for resource, amount in requirements.items():
+            if isinstance(amount, LAZY):
+                self._add_edge(amount, node, resource, EdgeType.CONSTRAINT)
+
+    def _add_literal(self, value: Any, node: Node, name: str, kind: ArgKind) -> Iterator[bool]:
+        node.literal_inputs[_key(name, kind, node)] = value
+        if type(value) in ATOMS:
             return
-        if issubclass(type(value), SOURCES):
-            self._add_source(value, node, name, kind, EdgeType.DATA)
-            return
-        key = name if kind is ArgKind.POSITIONAL else argument_key(name, node.positional or 0)
-        node.literal_inputs[key] = value
-        if type(value) not in ATOMS:
-            for source in dict.fromkeys(sources_in(value, f"Task '{node.name}': argument '{name}'")):
+        known = set[Any]()
+        for source in sources_in(value, f"Task '{node.name}': argument '{name}'"):
+            if source not in known:
+                known.add(source)
                 self._add_source(source, node, name, kind, EdgeType.IMPLICIT)
+                if len(self._nodes) >= self._limit:
+                    yield False
 
     def _add_source(self, source: Any, node: Node, name: str, kind: ArgKind, edge_type: EdgeType) -> None:
         if not isinstance(source, Router):
@@ -165,6 +177,10 @@ def _advice_for(target: object) -> str:
             return f"a {type(target).__name__}: decorate {name} with @cs.task, then {call}"
         case _:
             return f"a {type(target).__name__}: {call}"
+
+
+def _key(name: str, kind: ArgKind, node: Node) -> str:
+    return name if kind is ArgKind.POSITIONAL else argument_key(name, node.positional or 0)
 
 
 def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:

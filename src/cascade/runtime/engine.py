@@ -27,7 +27,7 @@ from cascade.runtime.resolvers import node_fields
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
-from cascade.runtime.threads import in_thread_without_gc
+from cascade.runtime.threads import in_thread, without_gc
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import new_run_id
@@ -43,7 +43,7 @@ CONNECT_TIMEOUT = 5.0
 DISCONNECT_TIMEOUT = 30.0
 """Seconds in addition to the attribute `flush_timeout` of a connector."""
 
-LARGE_GRAPH = 2_000
+LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
 
 
@@ -119,8 +119,7 @@ class Engine:
             BaseException: The exception of the first task that failed, unchanged.
         """
         require_event_loop("Engine.run")
-        graph = await _graph_of(target)
-        nodes = await _call(lambda: node_fields(graph), graph)
+        graph, nodes = await _graph_of(target)
         nested = current_engine.get() is self
         run_id = self._new_run_id()
         token = current_engine.set(self)
@@ -173,9 +172,14 @@ class Engine:
     async def _perform(self, run: RunContext, graph: Graph, target: Any) -> Any:
         scheduler = Scheduler(run, graph, lazy_id(target))
         resources = ResourceSetup(run, self._providers)
+
+        def prepare() -> None:
+            scheduler.prepare(self.solver)
+            resources.collect(graph.nodes)
+
         try:
-            await _call(lambda: scheduler.prepare(self.solver), graph)
-            await _call(lambda: resources.collect(graph.nodes), graph)
+            with without_gc():
+                await in_thread(prepare) if len(graph.nodes) >= LARGE_GRAPH else prepare()
             await resources.set_up()
             await scheduler.run()
             value = scheduler.value(_name_of(target))
@@ -233,16 +237,16 @@ def require_event_loop(caller: str) -> None:
         ) from None
 
 
-async def _call(function: Callable[[], T], graph: Graph) -> T:
-    """Call a function that iterates over the nodes of a graph, in a thread if the graph is large."""
-    return function() if len(graph.nodes) < LARGE_GRAPH else await in_thread_without_gc(function)
-
-
-async def _graph_of(target: Any) -> Graph:
+async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
+    """Return the graph of a target, and the fields of RunStarted about it."""
     builder = GraphBuilder(target)
-    if not builder.run(limit=LARGE_GRAPH):
-        await in_thread_without_gc(builder.run)
-    return builder.graph
+
+    def rest() -> tuple[Graph, dict[str, Any]]:
+        builder.run()
+        return (graph := builder.graph), node_fields(graph)
+
+    with without_gc():
+        return rest() if builder.run(limit=LARGE_GRAPH) else await in_thread(rest)
 
 
 @async_context_manager

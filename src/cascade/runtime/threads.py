@@ -9,11 +9,12 @@ import gc
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, TypeVar
 
+from cascade._context_managers import context_manager
 from cascade._loggers import get_logger
 from cascade.telemetry.sanitize import error_text
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 
 CANCEL_GRACE = 5.0
 """Seconds that a cancelled run waits for the current step of its `SerialThread`: a thread cannot be interrupted."""
+
+MANY_OBJECTS = 10_000
+"""Number of new objects from which a collection of young objects takes milliseconds."""
 
 POLL_INTERVAL = 1.0
 """Seconds after which an idle `SerialThread` checks whether the interpreter is about to exit."""
@@ -88,30 +92,38 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     return await call
 
 
-async def in_thread_without_gc(function: Callable[[], T]) -> T:
-    """Call a function that creates many objects, without garbage collections. Returns its value.
+@context_manager
+def without_gc() -> Iterator[None]:
+    """Disable garbage collections in a block that creates objects which stay in use.
 
-    All new objects are in use. Each collection would traverse them, which takes longer than the function itself.
+    Each collection would traverse them, which takes longer than their creation. Many new objects join the oldest generation
+    at the end: the next collection of young objects would block the event loop for as long.
     """
     if not gc.isenabled():
-        return await in_thread(function)
-    call = object()
-    _calls_without_gc.add(call)
+        yield
+        return
+    block = object()
+    _blocks_without_gc.add(block)
     gc.disable()
     try:
-        return await in_thread(function)
+        yield
     finally:
+        if (
+            gc.get_count()[0] > MANY_OBJECTS and not gc.get_freeze_count()
+        ):  # the frozen objects of a program stay frozen
+            gc.freeze()
+            gc.unfreeze()
         gc.enable()
-        _calls_without_gc.discard(call)
+        _blocks_without_gc.discard(block)
 
 
-_calls_without_gc: set[object] = set()
+_blocks_without_gc: set[object] = set()
 
 
 def _enable_gc() -> None:
-    """Enable the garbage collector in a forked child: the call that has disabled it ends in the parent only."""
-    if _calls_without_gc:
-        _calls_without_gc.clear()
+    """Enable the garbage collector in a forked child: the block that has disabled it ends in the parent only."""
+    if _blocks_without_gc:
+        _blocks_without_gc.clear()
         gc.enable()
 
 
