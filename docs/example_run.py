@@ -1,7 +1,6 @@
 """A deterministic real run: the examples of the AsyncAPI document."""
 
 import asyncio
-import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -25,9 +24,7 @@ PAUSE = {"id": "maintenance", "type": "pause", "params": {}}
 
 def messages() -> list[PublishedMessage]:
     """Return the messages of a run with a pause, a refused constraint, and a failure at its end."""
-    task_ids = (uuid5(NAMESPACE_OID, f"task {number}") for number in itertools.count())
     with (
-        mock.patch("cascade.spec.lazy_types.uuid4", side_effect=task_ids),
         mock.patch("cascade.runtime.subscribers.source", return_value=SOURCE),
         mock.patch.dict("os.environ", {"CASCADE_ORG_ID": ORG, "CASCADE_PROJECT_ID": PROJECT}),
     ):
@@ -85,7 +82,12 @@ def _workflow() -> Any:
     async def publish(stored: int) -> None:
         raise ConnectionError(f"no connection to the store for {stored} numbers")
 
-    return publish(store(load()))
+    calls: list[Any] = [load()]
+    calls.append(store(calls[-1]))
+    calls.append(publish(calls[-1]))
+    for number, call in enumerate(calls):
+        call._uuid = str(uuid5(NAMESPACE_OID, f"task {number}"))  # noqa: SLF001 - the contract names this field
+    return calls[-1]
 
 
 def _remove_locations(body: dict[str, Any]) -> None:

@@ -4,32 +4,14 @@
 `cascade.spec.telemetry` has another ResourceEvent, for messages.
 """
 
-import itertools
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from cascade._unique_ids import unique_id
 from cascade.graph.model import Edge
 from cascade.spec.metadata import ConstraintRef
-
-# A separate generator: the program may have seeded `random`, and Cascade must not change its sequence.
-_process = os.urandom(8).hex()
-_count = itertools.count()
-
-
-def _new_process() -> None:
-    global _process  # noqa: PLW0603 - a forked child must not repeat the ids of its parent
-    _process = os.urandom(8).hex()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_process)
-
-
-def _event_id() -> str:
-    return f"{_process}{next(_count):016x}"  # unique, not secret, and ten times cheaper than uuid4
 
 
 @dataclass(frozen=True)
@@ -81,7 +63,7 @@ class MapCounts:
 
 @dataclass(frozen=True)
 class Event:
-    event_id: str = field(default_factory=_event_id)
+    event_id: str = field(default_factory=unique_id)
     timestamp: float = field(default_factory=time.time)
     run_id: str | None = None
 
@@ -93,7 +75,7 @@ class Event:
         given.
         """
         event = object.__new__(cls)
-        fields["event_id"] = _event_id()
+        fields["event_id"] = unique_id()
         object.__setattr__(event, "__dict__", fields)
         return event
 

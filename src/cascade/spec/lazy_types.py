@@ -8,8 +8,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
-from uuid import uuid4
 
+from cascade._unique_ids import unique_id
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
@@ -89,10 +89,6 @@ else:
     }
     for _method, _operation in _REFUSED.items():
         setattr(Argument, _method, _refusal(_operation))
-
-
-def _new_id() -> str:
-    return str(uuid4())
 
 
 class Lazy(Argument, Generic[Value_co]):
@@ -215,7 +211,7 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
     task: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    _uuid: str = field(default_factory=_new_id)
+    _uuid: str = field(default_factory=unique_id)
     _retry_policy: RetryPolicy | None = None
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
@@ -229,7 +225,7 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
 
     factory: LazyFactory
     mapping_kwargs: dict[str, Any]
-    _uuid: str = field(default_factory=_new_id)
+    _uuid: str = field(default_factory=unique_id)
     _retry_policy: RetryPolicy | None = None
     _cache_policy: CachePolicy | None = None
     _condition: Any = None
