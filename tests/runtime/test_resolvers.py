@@ -77,6 +77,11 @@ async def test_keywords_keep_their_order(recorded: RecordedEngine) -> None:
     assert await recorded.run(order.map(z=[1], **{"0": load([4])}, a=[load(1)], m=load([2]))) == [expected]
 
 
+async def test_sources_in_a_position_and_in_a_keyword_of_the_same_name_are_replaced(recorded: RecordedEngine) -> None:
+    target = IN_LOOP([load(1), load(2)], **{"0": [load(3), load(4)]})
+    assert await recorded.run(target) == (([1, 2],), {"0": [3, 4]})
+
+
 async def test_a_factory_that_is_not_a_task_receives_them(recorded: RecordedEngine) -> None:
     class Factory:
         name = "factory"

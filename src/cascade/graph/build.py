@@ -115,8 +115,9 @@ class GraphBuilder:
             return
         known = set[Any]()
         for source in sources_in(value, f"Task '{node.name}': argument '{name}'"):
-            if source not in known:
-                known.add(source)
+            count = len(known)
+            known.add(source)
+            if len(known) > count:
                 self._add_source(source, node, name, kind, EdgeType.IMPLICIT)
                 if len(self._nodes) >= self._limit:
                     yield False

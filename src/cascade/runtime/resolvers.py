@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import ref
 
-from cascade.graph.model import Edge, EdgeType, Graph, Node, join_arguments, split_arguments
+from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, join_arguments, split_arguments
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime.exceptions import DependencyMissingError, MissingEnvError, MissingParamError
 from cascade.runtime.flow import chosen_route, lazy_id
@@ -23,6 +23,8 @@ from cascade.telemetry.redact import MASK, is_masked, is_secret
 from cascade.telemetry.sanitize import sanitize
 
 _T = TypeVar("_T")
+
+_DATA, _IMPLICIT = EdgeType.DATA, EdgeType.IMPLICIT
 
 
 class Arguments:
@@ -83,15 +85,18 @@ class ArgumentResolver:
             return Arguments([self._result(edge.source.id, node, edge.arg_name) for edge in planned.edges], {})
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()
+        name: str | None = None
+        kind: ArgKind | None = None
         for edge in planned.edges:
-            if edge.edge_type is EdgeType.DATA:
+            if edge.edge_type is _DATA:
                 inputs[edge.key] = self._value(edge, node)
-            elif edge.edge_type is EdgeType.IMPLICIT:
-                nested.add(edge.key)
+            elif edge.edge_type is _IMPLICIT and (edge.arg_name is not name or edge.arg_kind is not kind):
+                nested.add(edge.key)  # once for the 10,000 sources in one argument
+                name, kind = edge.arg_name, edge.arg_kind
         if node.order is not None:
             inputs = {key: inputs[key] for key in node.order}
-        for name in nested:
-            inputs[name] = self._substitute(inputs[name], node, name)
+        for key in nested:
+            inputs[key] = self._substitute(inputs[key], node, key)
         return self.with_resources(node, inputs)
 
     def with_resources(self, node: Node, inputs: dict[str, Any]) -> Arguments:
@@ -149,9 +154,15 @@ class ArgumentResolver:
         return self._result(lazy_id(route), node, arg_name)
 
     def _substitute(self, value: Any, node: Node, arg_name: str) -> Any:
+        state = self._values.state
+
         def value_of(source: Any) -> Any:
             if not isinstance(source, Router):
-                return self._result(lazy_id(source), node, arg_name)
+                source_id = source._uuid  # noqa: SLF001 - a call of `lazy_id` for each of 10,000 sources takes longer
+                value = state.get_result(source_id)
+                if value is not None or state.has_result(source_id):
+                    return value
+                return self._result(source_id, node, arg_name)
             selected = self._result(lazy_id(source.selector), node, arg_name)
             return self._routed(source, selected, node, arg_name)
 
@@ -291,7 +302,7 @@ def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, An
     }
 
 
-_FROM_SOURCE = frozenset({EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE})
+_FROM_SOURCE = frozenset({_DATA, _IMPLICIT, EdgeType.ROUTER_ROUTE})
 """Types of the edges whose value may be an argument, or a part of one."""
 
 
