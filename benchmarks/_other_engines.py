@@ -5,17 +5,20 @@ import inspect
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from benchmarks._graphs import Graph
 
 
-def hamilton(graph: Graph) -> Callable[[], Any]:
+def hamilton(graph: Graph, *, is_traced: bool = False) -> Callable[[], Any]:
     driver, ad_hoc = import_module("hamilton.driver"), import_module("hamilton.ad_hoc_utils")
     functions = [_named(f"step_{step}", [f"step_{one}" for one in inputs]) for step, inputs in enumerate(graph)]
-    built = driver.Builder().with_modules(ad_hoc.create_temporary_module(*functions, module_name="graph")).build()
+    builder = driver.Builder().with_modules(ad_hoc.create_temporary_module(*functions, module_name="graph"))
+    if is_traced:
+        builder = builder.with_adapters(import_module("hamilton.plugins.h_opentelemetry").OpenTelemetryTracer())
+    built = builder.build()
     return lambda: built.execute([f"step_{len(graph) - 1}"])
 
 
@@ -57,9 +60,13 @@ def dask(graph: Graph) -> Callable[[], Any]:
     return lambda: target.compute(scheduler="synchronous")
 
 
-def prefect(graph: Graph) -> Callable[[], Any]:
+def prefect(graph: Graph, *, is_traced: bool = False) -> Callable[[], Any]:
     """With the server that Prefect starts for a script, and a temporary home directory."""
-    os.environ |= {"PREFECT_HOME": tempfile.mkdtemp(), "PREFECT_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {
+        "PREFECT_HOME": tempfile.mkdtemp(),
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": str(is_traced),
+    }
     module = import_module("prefect")
     noop = module.task(_noop)
 
@@ -100,11 +107,12 @@ def _dagster_step(module: Any, inputs: int) -> Any:
     return module.op(name=f"step_of_{inputs}", ins={name: module.In(int) for name in names})(step)
 
 
-def dbos(graph: Graph) -> Callable[[], Any]:
+def dbos(graph: Graph, *, is_traced: bool = False) -> Callable[[], Any]:
     """Steps of one workflow, with a temporary SQLite database. Each step starts when its inputs are available."""
     module = import_module("dbos")
-    path = Path(tempfile.mkdtemp()) / "bench.sqlite"
-    module.DBOS(config={"name": "bench", "system_database_url": f"sqlite:///{path}", "log_level": "ERROR"})
+    database = f"sqlite:///{tempfile.mkdtemp()}/bench.sqlite"
+    options = {"name": "bench", "system_database_url": database, "log_level": "ERROR", "enable_otlp": is_traced}
+    module.DBOS(config=options)
 
     @module.DBOS.step()  # type: ignore[untyped-decorator]
     async def noop(_values: list[Any]) -> int:
@@ -121,9 +129,13 @@ def dbos(graph: Graph) -> Callable[[], Any]:
     return lambda: asyncio.run(workflow())
 
 
-def taskiq(graph: Graph) -> Callable[[], Any]:
+def taskiq(graph: Graph, *, is_traced: bool = False) -> Callable[[], Any]:
     """With the broker in memory. Each step is sent when its inputs are available."""
     broker = import_module("taskiq").InMemoryBroker()
+    if is_traced:
+        broker = broker.with_middlewares(
+            import_module("taskiq.middlewares.opentelemetry_middleware").OpenTelemetryMiddleware()
+        )
 
     @broker.task(task_name="noop")  # type: ignore[untyped-decorator]
     async def noop(_values: list[Any]) -> int:
@@ -161,10 +173,12 @@ def _collect(values: list[Any]) -> int:
     return len(values)
 
 
-PACKAGES = {"hamilton": "sf-hamilton"}
+Prepare = Callable[[Graph], Callable[[], Any]]
+
+PACKAGES = {"hamilton": "apache-hamilton"}
 """The packages of engines whose module has another name."""
 
-ENGINES: dict[str, Callable[[Graph], Callable[[], Any]]] = {
+ENGINES: dict[str, Prepare] = {
     "hamilton": hamilton,
     "celery": celery,
     "dask": dask,
@@ -173,3 +187,9 @@ ENGINES: dict[str, Callable[[Graph], Callable[[], Any]]] = {
     "dbos": dbos,
     "taskiq": taskiq,
 }
+
+TRACED: dict[str, Prepare] = {
+    name: partial(engine, is_traced=True)
+    for name, engine in {"hamilton": hamilton, "prefect": prefect, "dbos": dbos, "taskiq": taskiq}.items()
+}
+"""Engines with tracing of their own. They use the global tracer provider. Celery, Dask and Dagster have none."""

@@ -1,4 +1,4 @@
-"""Installs the requirements of `make`: `python -m stack.prepare environment`, or `servers`.
+"""Installs the requirements of `make`: `python -m stack.prepare environment`, `servers`, or `peers`.
 
 Uses the standard library only, because it runs before anything is installed.
 """
@@ -88,6 +88,9 @@ def main(arguments: list[str]) -> int:
     if arguments == ["environment"]:
         constraints = ["--constraint", ".ci/constraints.txt"]
         environment(ROOT / ".venv", [*constraints, "--editable", ".[all]", "--group", "dev"])
+        return 0
+    if arguments == ["peers"]:
+        environment(ROOT / ".make" / "peers", ["--upgrade", "--editable", ".[otel]", "--group", "peers"])
         return 0
     problems = servers()
     if problems:

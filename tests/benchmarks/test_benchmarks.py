@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from benchmarks import __main__ as command_line
 from benchmarks._compare import SUBJECTS, Comparison
 from benchmarks._measure import MEMORY, Figure
+from benchmarks._other_engines import ENGINES, PACKAGES, TRACED
 from tests.lab.programs import program
 
 pytest.importorskip("aiomqtt", reason="aiomqtt is a baseline and is not installed")
@@ -35,7 +38,7 @@ ROWS = {
     "imports": ("import cascade, against import asyncio",),
     "demo": (),
     "paths": ("files passed, end of a task to OTLP bytes",),
-    "other_engines": (),
+    "other_engines": ("fan-out of 20, traced, per task", "chain of 10, traced, per task"),
 }
 """Some rows of each subject. Those without have rows that depend on the environment."""
 NEEDS_MOSQUITTO = {"mqtt", "both", "control", "paths"}
@@ -64,6 +67,18 @@ def test_a_subject_prints_its_rows(subject: str) -> None:
     assert names.issuperset(ROWS[subject])
     assert any(ANY_ROW.get(subject, "") in name for name in names)
     assert {len(row) for row in rows} == {6}
+
+
+def test_the_traced_run_of_the_comparison_with_other_engines_delivers_its_spans() -> None:
+    rows = {row[0].removeprefix("| "): row[1] for row in cells(run("--tiny", "other_engines").stdout)}
+    assert int(rows["fan-out of 20, traced, per task"].split()[-2]) >= 20
+
+
+def test_the_group_of_peers_contains_each_engine() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    names = {re.split(r"[^\w-]", requirement)[0] for requirement in groups["peers"]}
+    assert names == {PACKAGES.get(engine, engine) for engine in ENGINES}
+    assert set(TRACED) < set(ENGINES)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
