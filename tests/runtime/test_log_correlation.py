@@ -115,7 +115,7 @@ def test_a_renderer_without_ids_costs_no_lookup() -> None:
 def test_a_hidden_line_costs_no_lookup(
     log_level: str, log_format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(LogCorrelation, "_ids_of", lambda _, event: pytest.fail(f"the ids of {event} were requested"))
+    monkeypatch.setattr(LogCorrelation, "ids_of", lambda _, event: pytest.fail(f"the ids of {event} were requested"))
     cs.run(total([flaky().with_retry(1)]), log_level=log_level, log_format=log_format)
     assert bool(capsys.readouterr().err) == (log_level == "INFO")
 

@@ -1,6 +1,7 @@
 """The bus of messages for the terminal and the log; the MessageBus of `cascade.runtime.bus` has events."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -39,11 +40,19 @@ class MessageStore:
         self._messages: dict[str, str] = {}
         for path in sorted((LOCALES / locale).glob("*.json")):
             self._messages.update(json.loads(path.read_text(encoding="utf-8")))
+        self._texts: dict[str, dict[str, str]] = defaultdict(dict)
+        for key, text in self._messages.items():
+            msg_id, _, name = key.partition("+")
+            self._texts[msg_id][name] = text
 
     def get(self, msg_id: str, default: str = "", **kwargs: Any) -> str:
         """Return the formatted text. Never raises: after a formatting error, the text describes that error."""
-        special = (self._messages.get(f"{msg_id}+{name}") for name in kwargs)
-        template = next(filter(None, special), self._messages.get(msg_id))
+        texts = self._texts.get(msg_id, {})
+        template = texts.get("")
+        for name in kwargs:
+            if name in texts:
+                template = texts[name]
+                break
         if template is None:
             return default or f"<{msg_id}>"
         try:

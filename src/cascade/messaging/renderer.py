@@ -44,7 +44,10 @@ class _LineRenderer:
     def _write(self, line: str) -> None:
         stream = sys.stderr if self._stream is None else self._stream
         try:
-            _write_line(stream, line)
+            try:
+                stream.write(f"{line}\n")
+            except UnicodeEncodeError:  # the terminal does not use UTF-8
+                stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
             stream.flush()
         except Exception as error:  # noqa: BLE001 - a closed or broken stream must not end the run
             raise_in_tests(error)
@@ -84,10 +87,12 @@ class JsonRenderer(_LineRenderer):
 
 def _masked(value: Any) -> Any:
     """Mask the secrets in one value of a message. The text around it in the message does not count as a key of the value."""
-    if isinstance(value, (str, dict, list)):
-        return redact_value(value)
+    if isinstance(value, str):
+        return redact_text(value)
     if isinstance(value, (int, float)) or value is None:
         return value
+    if isinstance(value, (dict, list)):
+        return redact_value(value)
     try:
         return redact_text(str(value))
     except Exception:  # noqa: BLE001 - a value's own __str__ may raise anything; the store describes the error
@@ -112,13 +117,6 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u2
 
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
-
-
-def _write_line(stream: TextIO, line: str) -> None:
-    try:
-        stream.write(f"{line}\n")
-    except UnicodeEncodeError:  # the terminal does not use UTF-8
-        stream.write(line.encode("ascii", "backslashreplace").decode() + "\n")
 
 
 def plain(value: Any, above: tuple[int, ...] = ()) -> Any:

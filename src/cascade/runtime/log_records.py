@@ -1,15 +1,14 @@
 """Log correlation: adds the ids of run, task, trace and span to records of `logging` and to printed messages."""
 
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import message_ids
 from cascade.messaging.renderer import as_json, plain
-from cascade.runtime.bus import Handler, MessageBus
+from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
 from cascade.runtime.task_context import TaskContext, current_task
 from cascade.telemetry.identity import RUN, RunTrace, span_id
@@ -95,46 +94,36 @@ def _ids_of(task: TaskContext | None) -> dict[str, str]:
 
 
 class LogCorrelation:
-    """Provides the ids of an event while a handler prints messages about it. Stores the traces of the active runs.
+    """Provides the ids of an event while messages about it are printed. Stores the traces of the active runs."""
 
-    Args:
-        event_bus: The bus of the events.
-        messages: Returns the bus that the handlers print to.
-    """
-
-    def __init__(self, event_bus: MessageBus, messages: Callable[[], Messages]) -> None:
-        self._messages = messages
+    def __init__(self, event_bus: MessageBus) -> None:
         self._traces: dict[str, RunTrace] = {}
         event_bus.subscribe(RunStarted, self._begin)
 
-    def with_ids(self, handler: Handler) -> Handler:
-        """Wrap the handler: while it runs, `message_ids` has the ids of its event, if the renderer prints them."""
-
-        @wraps(handler)
-        def correlated(event: Event) -> None:
-            if self._messages().shows_ids is not True:  # `is`, because a bus may be a mock
-                handler(event)
-                return
-            token = message_ids.set(partial(self._ids_of, event))
-            try:
-                handler(event)
-            finally:
-                message_ids.reset(token)
-
-        return correlated
+    def print(self, event: Event, messages: Messages, level: str, msg_id: str, values: dict[str, Any]) -> None:
+        """Print a message about the event. Meanwhile `message_ids` has the ids of the event, if the renderer prints them."""
+        if messages.shows_ids is not True:  # `is`, because a bus may be a mock
+            getattr(messages, level)(msg_id, **values)
+            return
+        token = message_ids.set(partial(self.ids_of, event))
+        try:
+            getattr(messages, level)(msg_id, **values)
+        finally:
+            message_ids.reset(token)
 
     def forget(self, event: RunFinished) -> None:
         """Drop the trace of a run. Subscribe it after the handlers, which need the ids for the last message."""
         self._traces.pop(event.run_id or "", None)
 
-    def _begin(self, event: RunStarted) -> None:
-        if isinstance(event.trace, RunTrace) and event.run_id:
-            self._traces[event.run_id] = event.trace
-
-    def _ids_of(self, event: Event) -> dict[str, str]:
+    def ids_of(self, event: Event) -> dict[str, str]:
+        """Return the ids of the run and of the task of an event, as far as they are known."""
         task_id = event.task_id if isinstance(event, TaskEvent) else RUN
         ids = {"run_id": event.run_id, "task_id": task_id}
         if trace := self._traces.get(event.run_id or ""):
             location = trace.location_of(task_id, event.map_id if isinstance(event, TaskEvent) else None)
             ids |= {"trace_id": location.trace_id, "span_id": span_id(trace.run_id, task_id)}
         return {key: value for key, value in ids.items() if value}
+
+    def _begin(self, event: RunStarted) -> None:
+        if isinstance(event.trace, RunTrace) and event.run_id:
+            self._traces[event.run_id] = event.trace

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 from cascade._internal_errors import raise_in_tests
@@ -78,82 +77,79 @@ class HumanReadableLogSubscriber:
         if level > LEVELS["ERROR"]:
             return
         items = level <= LEVELS["DEBUG"]
-        correlation = LogCorrelation(event_bus, lambda: self._messages)
+        self._correlation = LogCorrelation(event_bus)
         if not quiet:
-            event_bus.subscribe(RunStarted, correlation.with_ids(self.on_run_started))
+            event_bus.subscribe(RunStarted, self.on_run_started)
             of_items = None if items else False
-            event_bus.subscribe(TaskExecutionStarted, correlation.with_ids(self.on_task_started), of_items=of_items)
-            event_bus.subscribe(TaskSkipped, correlation.with_ids(self.on_task_skipped), of_items=of_items)
-            event_bus.subscribe(MapProgressed, correlation.with_ids(self.on_map_progressed))
-        event_bus.subscribe(RunFinished, correlation.with_ids(self.on_run_finished), failures_only=quiet)
-        event_bus.subscribe(RunStillStopping, correlation.with_ids(self.on_run_still_stopping))
-        finished = correlation.with_ids(self.on_task_finished)
-        event_bus.subscribe(TaskExecutionFinished, finished, failures_only=quiet, of_items=False)
-        event_bus.subscribe(TaskExecutionFinished, finished, failures_only=not items, of_items=True)
-        event_bus.subscribe(ResourceSetupFailed, correlation.with_ids(self.on_resource_setup_failed))
-        event_bus.subscribe(ResourceReleased, correlation.with_ids(self.on_resource_released))
+            event_bus.subscribe(TaskExecutionStarted, self.on_task_started, of_items=of_items)
+            event_bus.subscribe(TaskSkipped, self.on_task_skipped, of_items=of_items)
+            event_bus.subscribe(MapProgressed, self.on_map_progressed)
+        event_bus.subscribe(RunFinished, self.on_run_finished, failures_only=quiet)
+        event_bus.subscribe(RunStillStopping, self.on_run_still_stopping)
+        event_bus.subscribe(TaskExecutionFinished, self.on_task_finished, failures_only=quiet, of_items=False)
+        event_bus.subscribe(TaskExecutionFinished, self.on_task_finished, failures_only=not items, of_items=True)
+        event_bus.subscribe(ResourceSetupFailed, self.on_resource_setup_failed)
+        event_bus.subscribe(ResourceReleased, self.on_resource_released)
         if level <= LEVELS["WARNING"]:
-            event_bus.subscribe(TaskRetrying, correlation.with_ids(self.on_task_retrying))
-            event_bus.subscribe(ControlDecision, correlation.with_ids(self.on_control_decision))
-        event_bus.subscribe(RunFinished, correlation.forget)
+            event_bus.subscribe(TaskRetrying, self.on_task_retrying)
+            event_bus.subscribe(ControlDecision, self.on_control_decision)
+        event_bus.subscribe(RunFinished, self._correlation.forget)
 
-    @property
-    def _messages(self) -> Messages:
+    def _print(self, event: Event, level: str, msg_id: str, **values: Any) -> None:
         # The global bus is read at each call: a program may replace it.
-        return messaging_bus if self._own_messages is None else self._own_messages
+        messages = messaging_bus if self._own_messages is None else self._own_messages
+        self._correlation.print(event, messages, level, msg_id, values)
 
     def on_run_started(self, event: RunStarted) -> None:
-        self._messages.info("run.started", target_tasks=event.target_tasks)
+        self._print(event, "info", "run.started", target_tasks=event.target_tasks)
         if event.params:
-            self._messages.info("run.started_with_params", params=sanitize(event.params))
+            self._print(event, "info", "run.started_with_params", params=sanitize(event.params))
 
     def on_run_finished(self, event: RunFinished) -> None:
+        values: dict[str, Any] = {"duration": event.duration}
         if event.status == "Succeeded":
-            self._messages.info("run.finished_success", duration=event.duration)
+            self._print(event, "info", "run.finished_success", **values)
         elif event.status == "Cancelled":
-            self._messages.error("run.cancelled", duration=event.duration, reason=event.error or "cancelled")
+            self._print(event, "error", "run.cancelled", **values, reason=event.error or "cancelled")
         else:
-            self._messages.error("run.finished_failure", duration=event.duration, error=event.error)
+            self._print(event, "error", "run.finished_failure", **values, error=event.error)
 
     def on_run_still_stopping(self, event: RunStillStopping) -> None:
         counts = Counter(event.work)
         shown = [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common(MAX_NAMES)]
         more = f" and {len(counts) - MAX_NAMES} more" if len(counts) > MAX_NAMES else ""
-        self._messages.error("run.still_stopping", work=", ".join(shown) + more)
+        self._print(event, "error", "run.still_stopping", work=", ".join(shown) + more)
 
     def on_task_started(self, event: TaskExecutionStarted) -> None:
-        if event.attempt > 1:  # the message about the retry has announced the attempt
-            return
-        self._info(event)("task.started", **_task_values(event))
+        if event.attempt <= 1:  # the message about the retry has announced a later attempt
+            self._print(event, _level(event), "task.started", **_task_values(event))
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:
         if event.counts is not None and event.map_size and not self._is_quiet:
-            self._print_progress(event.task_name, event.map_size, event.counts)
+            self._print_progress(event, event.map_size, event.counts)
+        values = _task_values(event)
+        values["duration"] = event.duration
         if event.status == "Succeeded":
-            self._info(event)("task.finished_success", **_task_values(event), duration=event.duration)
+            self._print(event, _level(event), "task.finished_success", **values)
         elif event.status != "Cancelled" and (event.kind != "map" or event.error is not None):
             # The message about an item has named the failure of its map. A cancelled task is no failure.
-            self._messages.error(
-                "task.finished_failure", **_task_values(event), duration=event.duration, error=event.error
-            )
+            self._print(event, "error", "task.finished_failure", **values, error=event.error)
 
     def on_task_skipped(self, event: TaskSkipped) -> None:
-        self._info(event)("task.skipped", **_task_values(event), reason=event.reason)
+        self._print(event, _level(event), "task.skipped", **_task_values(event), reason=event.reason)
 
     def on_map_progressed(self, event: MapProgressed) -> None:
-        self._print_progress(event.task_name, event.map_size, event.counts)
+        self._print_progress(event, event.map_size, event.counts)
 
-    def _print_progress(self, task_name: str, total: int, counts: MapCounts) -> None:
+    def _print_progress(self, event: TaskEvent, total: int, counts: MapCounts) -> None:
         others = {"failed": counts.failed, "cached": counts.cached}
         shown = {name: count for name, count in others.items() if count}
-        self._messages.info("map.progress", task_name=task_name, done=counts.done, total=total, **shown)
-
-    def _info(self, event: TaskEvent) -> Callable[..., None]:
-        """Return the function for level INFO, or DEBUG for the items of a map: a map may have a million items."""
-        return self._messages.info if event.map_id is None else self._messages.debug
+        self._print(event, "info", "map.progress", task_name=event.task_name, done=counts.done, total=total, **shown)
 
     def on_task_retrying(self, event: TaskRetrying) -> None:
-        self._messages.warning(
+        self._print(
+            event,
+            "warning",
             "task.retrying",
             **_task_values(event),
             attempt=event.attempt,
@@ -172,17 +168,24 @@ class HumanReadableLogSubscriber:
     def _print_error_of_resource(self, msg_id: str, event: ResourceEvent) -> None:
         if event.exception is not None:
             error = f"{event.exception.type.rpartition('.')[2]}: {event.exception.message}"
-            self._messages.error(msg_id, resource_name=event.resource_name, error=error)
+            self._print(event, "error", msg_id, resource_name=event.resource_name, error=error)
 
     def on_control_decision(self, event: ControlDecision) -> None:
         """The level is WARNING: the message explains why a run makes no progress."""
-        self._messages.warning(
+        self._print(
+            event,
+            "warning",
             f"control.{event.action.lower()}",
             scope=event.scope,
             constraint_type=event.constraint_type,
             params=event.params or "",
             reason=event.reason or "",
         )
+
+
+def _level(event: TaskEvent) -> str:
+    """Return INFO, or DEBUG for the items of a map: a map may have a million items."""
+    return "info" if event.map_id is None else "debug"
 
 
 def _task_values(event: TaskEvent) -> dict[str, Any]:

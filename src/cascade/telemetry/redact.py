@@ -49,6 +49,7 @@ _lock = ForkSafeLock()
 _rules: list["Redaction"] = []
 _custom_patterns: tuple[re.Pattern[str], ...] = ()
 _MAX_PASSES = 10
+_MAX_NAME = 100  # characters of a text that may be a name
 _MAX_CACHED = 20_000  # characters of a text whose result is cached
 _MAX_PROSE_WORD = 15  # characters of a word after `Bearer` that may be prose
 _MAX_LINE = 200  # characters of a command line before an argument
@@ -115,6 +116,18 @@ def redact_text(text: str) -> str:
     Secrets are private keys, tokens of known vendors, credentials in URLs and headers, the values of keys that
     `is_secret` accepts, and matches of the patterns of `cascade.redact`. The time is linear in the length of the text.
     """
+    if len(text) <= _MAX_NAME and type(text) is str:
+        return _redact_name(text, rules_version())
+    return _redact(text)
+
+
+@lru_cache(maxsize=1024)
+def _redact_name(text: str, version: int) -> str:  # noqa: ARG001 - a part of the cache's key
+    """Cache the result: most short texts are names, such as those of tasks and keys, which each line of a log repeats."""
+    return _redact(text)
+
+
+def _redact(text: str) -> str:
     for pattern in _custom_patterns:
         text = pattern.sub(MASK, text)
     if not may_contain_secret(text, text.lower()):
