@@ -1,6 +1,7 @@
-"""Lateness of a 5 ms ticker in the event loop of a traced run, against a burst of the bare SDK."""
+"""Lateness of a 5 ms ticker in the event loop: of a traced run, against a burst of the bare SDK, and of a large graph."""
 
 import asyncio
+import gc
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 import cascade as cs
-from benchmarks import _runs
+from benchmarks import _graphs, _runs
 from benchmarks._collector import PROTOCOLS, Collector
-from benchmarks._measure import Figure, Goal, Row, amount, versus
+from benchmarks._measure import Figure, Goal, Row, absolute, amount, versus
 from benchmarks._process import call
 from benchmarks._scale import Scale
 from cascade.telemetry import attributes as a
@@ -23,16 +24,13 @@ GOAL = Goal(10, unit=" ms")
 
 
 def ours(size: int, protocol: str = "", endpoint: str = "") -> list[float]:
-    """Return the lateness of each tick in milliseconds during a run and its end; traced if there is an endpoint.
-
-    A first small run imports the modules that are imported on first use.
-    """
+    """Return the lateness of each tick in milliseconds during a run and its end; traced if there is an endpoint."""
     target, connector = _runs.workflow(size), None
     if endpoint:
         from cascade.connectors.otel import OtelConnector
 
         connector = OtelConnector(endpoint, protocol=protocol)
-    cs.run(_runs.workflow(2), connector=connector, log_level="ERROR")
+    _import_on_first_use(connector)
     return asyncio.run(_ticking(cs.run_async(target, connector=connector, log_level="ERROR")))
 
 
@@ -54,6 +52,30 @@ def bare(size: int, protocol: str, endpoint: str, sample: dict[str, Any]) -> lis
     late = asyncio.run(_ticking(burst()))
     provider.shutdown()
     return late
+
+
+def planning(shape: str, size: int) -> list[float]:
+    """Return the lateness of each tick in milliseconds from the start of an untraced run to the start of its first task."""
+    started = asyncio.Event()
+
+    @cs.task
+    async def step(*_values: Any) -> None:
+        started.set()
+
+    _import_on_first_use()
+    target = _graphs.workflow(_graphs.SHAPES[shape](size), step)
+    gc.collect()
+
+    async def until_started() -> None:
+        run = asyncio.create_task(cs.run_async(target, log_level="ERROR"))
+        await asyncio.wait([run, asyncio.create_task(started.wait())], return_when=asyncio.FIRST_COMPLETED)
+
+    return asyncio.run(_ticking(until_started()))
+
+
+def _import_on_first_use(connector: cs.Connector | None = None) -> None:
+    """Run a small workflow, so that the measured run imports no modules."""
+    cs.run(_runs.workflow(2), connector=connector, log_level="ERROR")
 
 
 async def _ticking(work: Coroutine[Any, Any, Any]) -> list[float]:
@@ -94,6 +116,12 @@ def rows(scale: Scale) -> Iterator[Row]:
     untraced = [call(ours, size=size) for _ in range(scale.traced_rounds)]
     shown = amount([_percentile_99(one) for one in untraced], "ms")
     yield Row(f"the same, untraced, {size:,}, 99th percentile", shown, "")
+    if scale.largest:
+        for shape in _graphs.SHAPES:
+            late = call(planning, shape=shape, size=scale.largest)
+            what = f"a 5 ms ticker is late by, {shape}, {scale.largest:,} nodes built and planned, once"
+            yield absolute(f"{what}, 99th percentile", [_percentile_99(late)], "ms", GOAL)
+            yield absolute(f"{what}, maximum", [max(late)], "ms")
 
 
 def figures(scale: Scale, tree: Path | None) -> Iterator[Figure]:

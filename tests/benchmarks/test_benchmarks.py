@@ -31,7 +31,10 @@ ROWS = {
         "memory of 50 map items, queued, per item",
     ),
     "outage": ("collector unresponsive, gRPC: warnings",),
-    "lag": ("a 5 ms ticker is late by, HTTP, 50, 99th percentile",),
+    "lag": (
+        "a 5 ms ticker is late by, HTTP, 50, 99th percentile",
+        "a 5 ms ticker is late by, chain, 100 nodes built and planned, once, maximum",
+    ),
     "mqtt": ("broker restarted in the middle of a run of 50: ended tasks received",),
     "both": ("MQTT and gRPC at once against the slower one alone, 50, until acknowledged",),
     "control": ("control, clear to the first start, 100 tasks waiting, 99th percentile of a run",),
