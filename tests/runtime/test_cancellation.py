@@ -110,14 +110,16 @@ async def test_a_sibling_cancels_a_task(recorded: RecordedEngine) -> None:
 
 
 async def test_tasks_are_cancelled_before_they_start(recorded: RecordedEngine) -> None:
-    asyncio.get_running_loop().set_task_factory(lambda loop, work, **options: asyncio.Task(work, loop=loop, **options))
-    ran = []
+    ran, own = [], set[asyncio.Task[Any]]()
+
+    def cancel_others() -> None:
+        others = [task for task in asyncio.all_tasks() - own if "TaskGroup._work" in repr(task.get_coro())]
+        assert [task.cancel() for task in others] == [True, True]
 
     @cs.task
     async def canceller() -> None:
-        for task in asyncio.all_tasks() - {running()}:
-            if "_guarded" in repr(task.get_coro()):
-                task.cancel()
+        own.add(running())
+        asyncio.get_running_loop().call_soon(cancel_others)
         await asyncio.Event().wait()
 
     @cs.task(threaded=False)
@@ -141,7 +143,7 @@ async def test_a_plain_function_in_a_thread_is_cancelled(recorded: RecordedEngin
     async def canceller() -> None:
         await asyncio.to_thread(started.wait, HANG)
         for task in asyncio.all_tasks() - {running()}:
-            if "_guarded" in repr(task.get_coro()):
+            if "TaskGroup._work" in repr(task.get_coro()):
                 task.cancel()
         await asyncio.Event().wait()
 

@@ -60,11 +60,11 @@ async def test_tasks_that_wait_for_a_thread_are_pending_and_have_a_wait() -> Non
 
     assert controlled.reasons == [("work", "executor")] * 3
     assert controlled.started == ["work"] * 2
+    blocking.open()
+    assert await with_timeout(run) == [0, 1, 2, 3, 4]
     pending = [body for body in controlled.bodies("TaskStateEvent") if body["state"] == "PENDING"]
     assert [body["metadata"]["reason"] for body in pending] == ["executor"] * 3
     assert not any("constraint" in body["metadata"] for body in pending)
-    blocking.open()
-    assert await with_timeout(run) == [0, 1, 2, 3, 4]
     ended = [one for one in controlled.events_of(TaskExecutionFinished) if one.task_name == "work"]
     late = [one for one in ended if one.waits]
     assert [[wait.reason for wait in one.waits] for one in late] == [["executor"]] * 3

@@ -12,7 +12,7 @@ from cascade.runtime._plan import PlannedNode
 from cascade.runtime._retried_execution import RetriedExecution, execution_class
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
-from cascade.runtime._task_group import TaskGroup, WindowLimiter
+from cascade.runtime._task_group import WindowLimiter
 from cascade.runtime.control.admission import Permit
 from cascade.runtime.control.limiters import AdmissionKey
 from cascade.runtime.events import (
@@ -106,10 +106,11 @@ class MapExecution:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
-            group = TaskGroup(self._run, self._run.new_context)
-            self._limiter = limiter = WindowLimiter(group, window, MAP_WINDOW, self._run.bus.backpressure)
+            self._limiter = limiter = WindowLimiter(
+                self._run, lambda i: self._run_item(i, items, values), len(items), window, MAP_WINDOW
+            )
             try:
-                await limiter.run(lambda i: self._run_item(i, items, values), len(items))
+                await limiter.run()
             finally:
                 del self._limiter  # it refers to this object
         return values

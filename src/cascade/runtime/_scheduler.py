@@ -1,8 +1,7 @@
 """Starts each node as soon as its inputs are available."""
 
-import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Coroutine, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -13,8 +12,7 @@ from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._plan import PlannedNode, disconnect, set_order
 from cascade.runtime._retried_execution import execution_class
 from cascade.runtime._run_context import RunContext
-from cascade.runtime._task_execution import TaskExecution
-from cascade.runtime._task_group import BURST, StartThrottle, TaskGroup
+from cascade.runtime._task_group import TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError, add_task_note, suggestion
 from cascade.runtime.flow import PRUNED, FlowManager, Skip
@@ -43,9 +41,7 @@ class Scheduler:
         self._awaited_routes: dict[tuple[PlannedNode, PlannedNode], int] = {}  # number of edges by branch and consumer
         self._deciders: dict[str, str] = {}  # by id of a skipped node: the condition or selector
         self._ready: deque[PlannedNode] = deque()
-        self._is_starting = False
-        self._group = TaskGroup(run, run.new_context)
-        self._throttle = StartThrottle(run.bus.backpressure, self._group, self._start_ready)
+        self._group = TaskGroup(run)
         self._can_discard = isinstance(run.state, Discarding)
         self._nodes: dict[str, PlannedNode] = {}
 
@@ -63,11 +59,10 @@ class Scheduler:
 
     async def run(self) -> None:
         """Run all nodes that the target needs. Afterwards the state has the value of the target, or its skip reason."""
-        await self._group.run(self._start_ready)
+        await self._group.run(self)
 
     def close(self) -> None:
         """Break the reference cycles of the run, so that its values are freed at once."""
-        self._throttle.close()
         disconnect(self._nodes)
 
     def value(self, target: str) -> Any:
@@ -82,31 +77,11 @@ class Scheduler:
             raise DependencyMissingError(target, "<Target Output>", target_id, cause=cause)
         return state.get_result(target_id)
 
-    def _start_ready(self) -> None:
-        """Start the ready nodes, unless a call of `_start_some` is in progress or scheduled."""
-        if not self._is_starting:
-            self._start_some()
+    def ready(self) -> int:
+        return len(self._ready)
 
-    def _start_some(self) -> None:
-        self._is_starting = True
-        try:
-            for _ in range(BURST):
-                if not self._ready or self._group.over or self._throttle.is_on():
-                    break
-                self._start(self._ready.popleft())
-        except Exception as error:  # noqa: BLE001 - raised again by the group
-            self._group.fail(error)
-        self._is_starting = bool(self._ready) and not self._group.over and not self._throttle.is_on()
-        if self._is_starting:
-            asyncio.get_running_loop().call_soon(self._start_some)
-
-    def _start(self, planned: PlannedNode) -> None:
-        if (skip := self._skip_of(planned)) is not None:
-            self._skip(planned, skip)
-        elif planned.node.param_spec is not None:
-            self._complete(planned, input_value(planned.node, self._run.params))
-        else:
-            self._group.spawn(self._execute(planned))
+    def take(self) -> Coroutine[Any, Any, None] | None:
+        return self._execute(self._ready.popleft()) if self._ready else None
 
     def _skip_of(self, planned: PlannedNode) -> Skip | None:
         try:
@@ -117,14 +92,17 @@ class Scheduler:
             raise
 
     async def _execute(self, planned: PlannedNode) -> None:
-        execution: MapExecution | TaskExecution
-        node = planned.node
-        if node.node_type == "map":
-            execution = MapExecution(self._run, self._resolver, planned, self._release_arguments)
+        run, node = self._run, planned.node
+        if (skip := self._skip_of(planned)) is not None:
+            self._skip(planned, skip)
+        elif node.param_spec is not None:
+            self._complete(planned, input_value(node, run.params))
+        elif node.node_type == "map":
+            self._complete(planned, await MapExecution(run, self._resolver, planned, self._release_arguments).execute())
         else:
-            execution = execution_class(node)(self._run, self._resolver, node, planned)
-        self._complete(planned, await execution.execute())
-        self._start_ready()
+            self._complete(planned, await execution_class(node)(run, self._resolver, node, planned).execute())
+        if self._ready:
+            self._group.start()
 
     def _complete(self, planned: PlannedNode, value: Any) -> None:
         self._run.state.put_result(planned.id, value)

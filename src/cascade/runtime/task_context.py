@@ -147,8 +147,13 @@ def context_copier() -> Callable[[], Context]:
 
 
 @coroutine
-def in_context(context: Context, work: Coroutine[Any, Any, _T]) -> Generator[Any, Any, _T]:
-    """Await a coroutine in another context. It stays in the current asyncio task and can be cancelled as usual."""
+def in_context(
+    context: Context, work: Coroutine[Any, Any, _T], on_suspend: Callable[[], None] | None = None
+) -> Generator[Any, Any, _T]:
+    """Await a coroutine in another context. It stays in the current asyncio task and can be cancelled as usual.
+
+    `on_suspend` is called before the coroutine suspends for the first time.
+    """
     step: Any = work.send
     given: list[Any] = [None]  # emptied by each step: an error in this frame would make a reference cycle
     while True:
@@ -157,6 +162,9 @@ def in_context(context: Context, work: Coroutine[Any, Any, _T]) -> Generator[Any
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         try:
+            if on_suspend is not None:
+                on_suspend()
+                on_suspend = None
             given.append((yield awaited))
             step = work.send
         except GeneratorExit:
