@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist wo
 # Runs a long command and prints the elapsed time every few seconds.
 PROGRESS := $(BIN)/python -m stack.progress
 
-.PHONY: bench bench-compare bench-peers help demo test servers lint types layers unit e2e wheel test-large soak test-versions test-extras flaky stack-build stack-up stack-show stack-look stack-picture stack-down format docs lock clean
+.PHONY: bench bench-compare bench-peers bench-profile help demo test servers lint types layers unit e2e wheel test-large soak test-versions test-extras flaky stack-build stack-up stack-show stack-look stack-picture stack-down format docs lock clean
 
 # Targets run in sequence, also with -j: later targets need the installed programs of earlier ones.
 .NOTPARALLEL:
@@ -83,6 +83,9 @@ bench: $(READY)  ## compare with bare asyncio, the bare SDK and others; about fi
 
 bench-compare: $(READY)  ## measure this tree and a git revision in turn, and print the ratios; REV=revision
 	$(BIN)/python -m benchmarks --revision "$(REV)" $(ARGS)
+
+bench-profile: $(READY)  ## print the functions of a run by CPU time and calls per task; ARGS="chain --connector http"
+	$(BIN)/python -m benchmarks.profile $(ARGS)
 
 bench-peers: $(READY)  ## compare with other engines, which are installed into an environment of their own
 	@$(BIN)/python -m stack.prepare peers

@@ -11,6 +11,7 @@ from benchmarks import __main__ as command_line
 from benchmarks._compare import SUBJECTS, Comparison
 from benchmarks._measure import MEMORY, Figure
 from benchmarks._other_engines import ENGINES, PACKAGES, TRACED
+from benchmarks.profile import MIXES_THREADS
 from tests.lab.programs import program
 
 pytest.importorskip("aiomqtt", reason="aiomqtt is a baseline and is not installed")
@@ -49,8 +50,8 @@ ANY_ROW = {"demo": "make demo, warm", "other_engines": "engines"}
 """A part of a row of these subjects."""
 
 
-def run(*arguments: str, temporary: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *arguments]
+def run(*arguments: str, module: str = "benchmarks", temporary: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
     environment = {**os.environ, "TMPDIR": str(temporary)} if temporary else None
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -82,6 +83,38 @@ def test_the_group_of_peers_contains_each_engine() -> None:
     names = {re.split(r"[^\w-]", requirement)[0] for requirement in groups["peers"]}
     assert names == {PACKAGES.get(engine, engine) for engine in ENGINES}
     assert set(TRACED) < set(ENGINES)
+
+
+@pytest.mark.skipif(MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
+@pytest.mark.parametrize(
+    ("connectors", "function", "thread"),
+    [
+        ((), "runtime/_task_execution.py:", "MainThread"),
+        (("--connector", "http"), "otel/encode.py:", "MainThread"),
+        (("--connector", "http", "mqtt"), "mqtt/packets.py:", "cascade-mqtt"),
+    ],
+)
+def test_a_profile_has_the_functions_of_all_threads(connectors: tuple[str, ...], function: str, thread: str) -> None:
+    if "mqtt" in connectors:
+        program("mosquitto")
+    done = run("fan-out", "--size", "50", "--top", "1000", *connectors, module="benchmarks.profile")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fan-out, 50 tasks: ")
+    found = {(row[3], row[4].partition(":")[0] + ":") for row in cells(done.stdout)}
+    assert (thread, function) in found
+
+
+@pytest.mark.skipif(MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
+def test_a_profile_has_the_calls_per_task() -> None:
+    rows = cells(run("chain", "--size", "50", "--top", "1000", module="benchmarks.profile").stdout)
+    assert [row[2] for row in rows if row[4].endswith(" noop |")] == ["0.98"]
+
+
+@pytest.mark.skipif(not MIXES_THREADS, reason="the profile is right before Python 3.12")
+def test_a_profile_is_refused_where_it_would_mix_threads() -> None:
+    done = run("chain", module="benchmarks.profile")
+    assert done.returncode == 2
+    assert "use Python 3.11" in done.stderr
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
