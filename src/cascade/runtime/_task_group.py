@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.task_context import in_context
 
-BURST = 64
+BURST = 32
 """Coroutines started in one turn of the event loop. If 100,000 are ready at once, the first ones end before the others
 begin: their data stays in the processor's cache, and other tasks of the event loop get a turn."""
 

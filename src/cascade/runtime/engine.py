@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
@@ -45,6 +46,9 @@ DISCONNECT_TIMEOUT = 30.0
 
 LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
+
+SWITCH_SECONDS = 1e-6
+"""Sleep of this thread after each `LARGE_GRAPH` nodes. Otherwise it blocks the event loop for 5 ms at a time."""
 
 
 class Engine:
@@ -126,11 +130,14 @@ class Engine:
         new_context = context_copier()
         try:
             connector = None if nested else self.connector
-            async with _suspended(nested=nested), _connected(connector, self.bus, run_id, self.controller):
-                # The start time is taken here: the duration of a run does not include the connect.
-                run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
-                value: T = await self._run_with_control(run, graph, target, {"nested": nested, **nodes})
-                return value
+            caller = CURRENT_TASK.get() if nested else None
+            suspended = caller.suspended() if caller else nullcontext()
+            with suspended:  # the calling task holds no permit while it waits for a nested run
+                async with _connected(connector, self.bus, run_id, self.controller):
+                    # The start time is taken here: the duration of a run does not include the connect.
+                    run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
+                    value: T = await self._run_with_control(run, graph, target, {"nested": nested, **nodes})
+                    return value
         finally:
             current_engine.reset(token)
 
@@ -242,7 +249,9 @@ async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
     builder = GraphBuilder(target)
 
     def rest() -> tuple[Graph, dict[str, Any]]:
-        builder.run()
+        limit = LARGE_GRAPH
+        while not builder.run(limit := limit + LARGE_GRAPH):
+            time.sleep(SWITCH_SECONDS)
         return (graph := builder.graph), node_fields(graph)
 
     with without_gc():
@@ -295,14 +304,6 @@ async def _disconnect(connector: Connector, *, strict: bool) -> None:
         logger.warning("%s could not disconnect: %s", type(connector).__name__, error_text(error))
 
 
-@async_context_manager
-async def _suspended(*, nested: bool) -> AsyncIterator[None]:
-    """Release the permit of the task that starts a nested run while it waits for that run."""
-    execution = CURRENT_TASK.get() if nested else None
-    with execution.suspended() if execution is not None else nullcontext():
-        yield
-
-
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)
 
 
@@ -326,22 +327,12 @@ async def _published(run: RunContext, target: str, started: dict[str, Any]) -> A
         error = caught
         raise
     finally:
-        _publish_end(run, error)
+        end_ns, outcome = run.clock.now_ns(), run.outcome(error)
+        times = {"duration": seconds(run.start_ns, end_ns), "start_ns": run.start_ns, "end_ns": end_ns}
+        run.emit(RunFinished, later_errors=tuple(run.later_errors), **times, **outcome)
         run.report_still_stopping()
         del error  # it refers to this frame
         await run.bus.drain(run.run_id)
-
-
-def _publish_end(run: RunContext, error: BaseException | None) -> None:
-    end_ns = run.clock.now_ns()
-    run.emit(
-        RunFinished,
-        duration=seconds(run.start_ns, end_ns),
-        start_ns=run.start_ns,
-        end_ns=end_ns,
-        later_errors=tuple(run.later_errors),
-        **run.outcome(error),
-    )
 
 
 def _name_of(target: Any) -> str:
