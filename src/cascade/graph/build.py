@@ -1,6 +1,7 @@
 """Builds the graph of a lazy result and all its upstream nodes."""
 
 from collections.abc import Coroutine, Iterator
+from itertools import count, repeat
 from math import inf
 from typing import Any
 
@@ -11,6 +12,8 @@ from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
 from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
+
+_DATA, _POSITIONAL = EdgeType.DATA, ArgKind.POSITIONAL
 
 
 def build_graph(target: Any) -> Graph:
@@ -41,6 +44,8 @@ class GraphBuilder:
         self._worklist: list[tuple[Any, Node]] = []
         self._generator_consumers: dict[str, Node | None] = {}
         """Consumer of each node that returns a generator."""
+        self._unchecked: dict[int, Any] = {}
+        """Tasks whose calls need no check, by `id`."""
         self._steps = self._add_all()
         self._limit = inf
         self._add_node(target)
@@ -54,8 +59,11 @@ class GraphBuilder:
         node = self._nodes[lazy._uuid] = _node_from(lazy)
         self._worklist.append((lazy, node))
         task = lazy.task if node.mapping_factory is None else node.mapping_factory
-        if isinstance(task, Task) and (task.is_replaced or task.is_generator):
-            self._check(task, lazy, node)
+        if id(task) not in self._unchecked:
+            if isinstance(task, Task) and (task.is_replaced or task.is_generator):
+                self._check(task, lazy, node)
+            else:
+                self._unchecked[id(task)] = task
         return node
 
     def _check(self, task: "Task[..., Any]", lazy: Any, node: Node) -> None:
@@ -90,7 +98,7 @@ class GraphBuilder:
             arguments = _arguments(lazy)
             for name, kind, value in arguments:
                 if type(value) is LazyResult:  # the most common source
-                    self._add_edge(value, node, name, EdgeType.DATA, kind)
+                    self._add_edge(value, node, name, _DATA, kind)
                 elif issubclass(type(value), SOURCES):
                     self._add_source(value, node, name, kind, EdgeType.DATA)
                 else:
@@ -115,9 +123,9 @@ class GraphBuilder:
             return
         known = set[Any]()
         for source in sources_in(value, f"Task '{node.name}': argument '{name}'"):
-            count = len(known)
+            size = len(known)
             known.add(source)
-            if len(known) > count:
+            if len(known) > size:
                 self._add_source(source, node, name, kind, EdgeType.IMPLICIT)
                 if len(self._nodes) >= self._limit:
                     yield False
@@ -142,7 +150,11 @@ class GraphBuilder:
         if type(lazy) is not LazyResult:
             require_lazy(lazy, f"Task '{node.name}'", name)
         source = self._nodes.get(lazy._uuid) or self._add_node(lazy)
-        if source.id in self._generator_consumers and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE):
+        if (
+            self._generator_consumers
+            and source.id in self._generator_consumers
+            and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE)
+        ):
             self._set_generator_consumer(source, node)
         self._edges.append(Edge(source, node, name, edge_type, router, kind))
 
@@ -187,26 +199,26 @@ def _key(name: str, kind: ArgKind, node: Node) -> str:
 def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:
     if isinstance(lazy, MappedLazyResult):
         return [(name, ArgKind.KEYWORD, value) for name, value in lazy.mapping_kwargs.items()]
-    found = [(str(position), ArgKind.POSITIONAL, value) for position, value in enumerate(lazy.args)]
+    found = [*zip(map(str, count()), repeat(_POSITIONAL), lazy.args, strict=False)]
     return found + [(name, ArgKind.KEYWORD, value) for name, value in lazy.kwargs.items()] if lazy.kwargs else found
 
 
 def _node_from(lazy: Any) -> Node:
-    is_map = isinstance(lazy, MappedLazyResult)
+    is_map = type(lazy) is not LazyResult and isinstance(lazy, MappedLazyResult)
     task: Any = lazy.factory if is_map else lazy.task
-    node = Node(
-        id=lazy._uuid,
-        name=f"map({getattr(task, 'name', type(task).__name__)})" if is_map else task.name,
-        node_type="map" if is_map else "task",
-        retry_policy=lazy._retry_policy,
-        cache_policy=lazy._cache_policy,
-        constraints=lazy._constraints,
-        threaded=getattr(task, "threaded", None),
-        positional=0 if is_map else len(lazy.args),
-        label=label_of(lazy),
+    return Node(  # by position: keyword arguments take a third longer
+        lazy._uuid,
+        f"map({getattr(task, 'name', type(task).__name__)})" if is_map else task.name,
+        "map" if is_map else "task",
+        None if is_map else task.func,
+        None if is_map else getattr(task, "input_spec", None),
+        task if is_map else None,
+        lazy._retry_policy,
+        lazy._cache_policy,
+        lazy._constraints,
+        {},
+        getattr(task, "threaded", None),
+        0 if is_map else len(lazy.args),
+        None,
+        label_of(lazy),
     )
-    if is_map:
-        node.mapping_factory = task
-    else:
-        node.callable_obj, node.param_spec = task.func, getattr(task, "input_spec", None)
-    return node

@@ -31,6 +31,7 @@ class PlannedNode:
             is pruned, and the value of a node that has run is unused.
         is_needed: Whether the node certainly runs. A branch of a router is added when the selector has chosen it.
         is_settled: Whether the node has ended or was skipped.
+        has_value: Whether the state has the value of the node.
         is_direct: Whether the arguments are the values of the sources, by position.
     """
 
@@ -38,6 +39,7 @@ class PlannedNode:
         "consumers",
         "demand",
         "edges",
+        "has_value",
         "held",
         "id",
         "is_direct",
@@ -60,7 +62,7 @@ class PlannedNode:
         self.held: tuple[PlannedNode, ...] = ()
         self.consumers: list[PlannedNode] = _NO_NODES
         self.pending = self.demand = 0
-        self.is_needed = self.is_settled = False
+        self.is_needed = self.is_settled = self.has_value = False
         self.is_direct = not node.literal_inputs and node.param_spec is None and node.node_type != "map"
 
     def __repr__(self) -> str:

@@ -213,7 +213,7 @@ class RunContext:
 
         `node` is the node that the executor gets.
         """
-        slots = self.slots(node)
+        slots = None if self._slots_of is None else self._slots_of(node)
         if slots is None and not self.has_control:
             return None
         key = self._keys.get((name, slots))

@@ -18,6 +18,7 @@ from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError
 from cascade.runtime.flow import PRUNED, FlowManager, Skip
 from cascade.runtime.protocols import Discarding, Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
+from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
@@ -43,6 +44,7 @@ class Scheduler:
         self._ready: deque[PlannedNode] = deque()
         self._group = TaskGroup(run)
         self._can_discard = isinstance(run.state, Discarding)
+        self._can_skip = True
         self._nodes: dict[str, PlannedNode] = {}
 
     def prepare(self, solver: Solver) -> None:
@@ -51,6 +53,7 @@ class Scheduler:
         _check_names(graph, self._run)
         self._flow = FlowManager(graph, self._target_id)
         self._nodes = self._flow.nodes
+        self._can_skip = self._flow.has_decisions or type(self._run.state) is not InMemoryStateBackend
         self._resolver = ArgumentResolver(self._nodes, self._run)
         order = set_order(self._nodes, plan)
         self._flow.need(self._nodes[self._target_id])
@@ -93,7 +96,7 @@ class Scheduler:
 
     async def _execute(self, planned: PlannedNode) -> None:
         run, node = self._run, planned.node
-        if (skip := self._skip_of(planned)) is not None:
+        if self._can_skip and (skip := self._skip_of(planned)) is not None:
             self._skip(planned, skip)
         elif node.param_spec is not None:
             self._complete(planned, input_value(node, run.params))
@@ -106,6 +109,7 @@ class Scheduler:
 
     def _complete(self, planned: PlannedNode, value: Any) -> None:
         self._run.state.put_result(planned.id, value)
+        planned.has_value = True
         if planned.id in self._flow.selections:
             for pruned in self._flow.register_result(planned.id, value, self._run.state):
                 self._publish_skipped(self._nodes[pruned].node, Skip(PRUNED, planned.id))
@@ -134,20 +138,17 @@ class Scheduler:
                 self._route_settled(planned, consumer)
         if planned.id == self._target_id:
             self._group.finish()
-        flow.release_inputs(planned)
-        self._discard_unused()
+        self._discard(flow.release_inputs(planned))
 
     def _release_arguments(self, planned: PlannedNode) -> None:
-        self._flow.release(planned.release_arguments())
-        self._discard_unused()
+        self._discard(self._flow.release(planned.release_arguments()))
 
-    def _discard_unused(self) -> None:
+    def _discard(self, unused: Iterable[PlannedNode]) -> None:
         state: Any = self._run.state
-        unused = self._flow.take_unused()
-        if self._can_discard:
-            for planned in unused:
-                if state.has_result(planned.id):
-                    state.discard_result(planned.id)
+        for planned in unused:
+            if planned.has_value and self._can_discard:
+                planned.has_value = False
+                state.discard_result(planned.id)
 
     def _await_chosen_route(self, edge: Edge, consumer: PlannedNode) -> None:
         """Mark the branch that the selector has chosen as needed. The consumer waits for it.

@@ -36,6 +36,7 @@ class TaskExecution:
 
     Attributes:
         planned: The node of the plan; for an item, the node of its map.
+        plan_node: The node that the executor gets.
         item: The inputs of an item of a map.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
@@ -66,14 +67,10 @@ class TaskExecution:
         self.resolver = resolver
         self.node = node
         self.planned = planned
+        self.plan_node = planned.plan_node if map_id is None else node
         self.map_id = map_id
         self.map_index = map_index
         self.item = item
-
-    @property
-    def plan_node(self) -> Any:
-        """The node that the executor gets."""
-        return self.planned.plan_node if self.map_id is None else self.node
 
     @property
     def task(self) -> TaskContext:
@@ -126,7 +123,8 @@ class TaskExecution:
         finally:
             if permit is not None:
                 permit.release()
-            self._release_resources()
+            if self.amounts is not None:
+                self._release_resources()
             # A context variable may hold this object after the task's end.
             self.arguments = self.item = None
 
@@ -234,7 +232,8 @@ class TaskExecution:
             self._finish(error)
             raise
         self._finish(None, value)
-        self._save(value)
+        if self.node.cache_policy is not None:
+            self._save(value)
         return value
 
     async def _call(self, number: int, start_ns: int) -> Any:

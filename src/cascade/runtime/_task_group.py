@@ -140,7 +140,7 @@ class TaskGroup:
 
     async def _work(self, number: int) -> None:
         """Run coroutines of the source, until one suspends."""
-        idle, take, new_context = self._idle, self._source.take, self._owner.new_context
+        members, idle, take, new_context = self._members, self._idle, self._source.take, self._owner.new_context
         suspended = partial(self._suspended, number)
         try:
             await _pause()
@@ -151,7 +151,7 @@ class TaskGroup:
                         break
                     await _pause()
                     left = burst
-                elif self._is_throttled():
+                elif len(members) > len(idle) and self._is_throttled():
                     await self._owner.bus.backpressure.room()
                 elif (work := take()) is not None:
                     left -= 1
@@ -165,13 +165,11 @@ class TaskGroup:
             self.fail(error)
         finally:
             idle.discard(number)
-            del self._members[number]
+            del members[number]
 
     def _is_throttled(self) -> bool:
         """While no coroutine runs, one starts: it waits for telemetry and publishes this wait."""
-        if len(self._members) == len(self._idle) or not self._owner.bus.backpressure.is_full():
-            return False
-        return self._source.ready() > 0
+        return self._owner.bus.backpressure.is_full() and self._source.ready() > 0
 
     def _suspended(self, number: int) -> None:
         """Called before a coroutine suspends for the first time: other members take over."""

@@ -27,6 +27,7 @@ class FlowManager:
         nodes: The records of the nodes by id.
         selections: For each selector, the consumers of its routers with the edges from the selector.
         branches: For each branch of a router, the consumers of the router.
+        has_decisions: Whether any node has a condition or a router.
     """
 
     def __init__(self, graph: Graph, target_node_id: str) -> None:
@@ -36,11 +37,11 @@ class FlowManager:
         self._open_branches: dict[str, list[PlannedNode]] = defaultdict(list)
         """By consumer: the branches that are not rejected yet."""
         self._unused: list[PlannedNode] = []
-        self._has_decisions = False
+        self.has_decisions = False
         for edge in graph.edges:
             if edge.edge_type is _DATA and edge.router is None:
                 continue
-            self._has_decisions |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
+            self.has_decisions |= edge.edge_type is EdgeType.CONDITION or edge.router is not None
             if edge.router is not None:
                 self.selections[edge.source.id].append((self.nodes[edge.target.id], edge))
             elif edge.edge_type is EdgeType.ROUTER_ROUTE:
@@ -103,26 +104,25 @@ class FlowManager:
             stack.extend(self._open_branches.pop(planned.id, []))
         return pruned
 
-    def release(self, sources: Iterable[PlannedNode]) -> None:
-        """Stop using the values of nodes, once for each occurrence."""
+    def release(self, sources: Iterable[PlannedNode]) -> list[PlannedNode]:
+        """Stop using the values of nodes, once for each occurrence.
+
+        Returns the nodes whose values have become unused since the last call.
+        """
+        unused, self._unused = self._unused, []
         for source in sources:
             source.demand -= 1
             if not source.demand:
-                self._unused.append(source)
+                unused.append(source)
+        return unused
 
-    def release_inputs(self, planned: PlannedNode) -> None:
-        """Release all values that an ended node has used, or might have used."""
-        if planned.held:
-            self.release(planned.held)
-        if self._open_branches:
-            self.release(self._open_branches.pop(planned.id, ()))
+    def release_inputs(self, planned: PlannedNode) -> list[PlannedNode]:
+        """Release all values that an ended node has used, or might have used. Returns the unused nodes like `release`."""
+        branches = self._open_branches.pop(planned.id, ()) if self._open_branches else ()
+        unused = self.release((*planned.held, *branches) if branches else planned.held)
         if not planned.demand:
-            self._unused.append(planned)
-
-    def take_unused(self) -> Iterable[PlannedNode]:
-        """Return the nodes, each once, whose values have become unused since the last call."""
-        unused, self._unused = self._unused, []
-        return unused if len(unused) < 2 else dict.fromkeys(unused)  # noqa: PLR2004
+            unused.append(planned)
+        return unused
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
         """Return the reason to skip a node whose upstream nodes have ended; None if it runs."""
@@ -134,7 +134,7 @@ class FlowManager:
         reason_of = state_backend.get_skip_reason
         if (reason := reason_of(planned.id)) is not None:
             return Skip(reason)
-        if not self._has_decisions:
+        if not self.has_decisions:
             for source in planned.sources:
                 if reason_of(source.id) is not None:
                     return Skip("UpstreamSkipped_Data", source.id)

@@ -82,7 +82,11 @@ class ArgumentResolver:
         """
         node = planned.node
         if planned.is_direct and not injected_names(node.callable_obj):
-            return Arguments([self._result(edge.source.id, node, edge.arg_name) for edge in planned.edges], {})
+            get, args = self._values.state.get_result, list[Any]()
+            for source, edge in zip(planned.sources, planned.edges, strict=True):
+                value = get(source.id)
+                args.append(self._result(source.id, node, edge.arg_name) if value is None else value)
+            return Arguments(args, {})
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()
         name: str | None = None

@@ -172,8 +172,8 @@ def _is_awaitable(value: Any) -> bool:
 
 
 def _is_coroutine_function(function: Any) -> bool:
-    """`inspect.iscoroutinefunction` at a third of its cost for functions without attributes."""
-    if type(function) is FunctionType and not function.__dict__:
+    """`inspect.iscoroutinefunction` at a third of its cost for most functions."""
+    if type(function) is FunctionType and (not function.__dict__ or function.__code__.co_flags & inspect.CO_COROUTINE):
         return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
     return inspect.iscoroutinefunction(function)
 

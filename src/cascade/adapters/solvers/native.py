@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Container
+from operator import attrgetter
 
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime.protocols import ExecutionPlan
@@ -27,8 +28,13 @@ class NativeSolver:
         plan: ExecutionPlan = []
         stage = [node for node in graph.nodes if not waiting[node.id]]
         while stage:
-            plan.append(sorted(stage, key=lambda node: node.name))
-            stage = [target for node in plan[-1] for target in _freed_by(node, consumers, waiting)]
+            plan.append(sorted(stage, key=attrgetter("name")))
+            stage = []
+            for node in plan[-1]:
+                for target in consumers.get(node.id, ()):
+                    waiting[target.id] -= 1
+                    if not waiting[target.id]:
+                        stage.append(target)
         if sum(map(len, plan)) < len(graph.nodes):
             raise ValueError(f"The workflow has a cycle: {' -> '.join(_cycle(graph, waiting))}")
         return plan
@@ -39,15 +45,6 @@ def _dangling_edge(edge: Edge, known: Container[str]) -> ValueError:
     return ValueError(
         f"The edge from '{edge.source.name}' to '{edge.target.name}' needs '{missing.name}', which is not in the graph"
     )
-
-
-def _freed_by(node: Node, consumers: dict[str, list[Node]], waiting: dict[str, int]) -> list[Node]:
-    freed = []
-    for target in consumers[node.id]:
-        waiting[target.id] -= 1
-        if not waiting[target.id]:
-            freed.append(target)
-    return freed
 
 
 def _cycle(graph: Graph, waiting: dict[str, int]) -> list[str]:
