@@ -150,7 +150,7 @@ async def test_an_interrupt_during_the_conversion_of_an_event_loses_no_other_eve
     bus.publish(events.RunStarted(run_id=RUN, trace=place_run(RUN)))
     for task_id in "abc":
         bus.publish(events.TaskExecutionStarted(run_id=RUN, task_id=task_id))
-    interrupt = patch("cascade.runtime.subscribers.encode_body", side_effect=KeyboardInterrupt)
+    interrupt = patch("cascade.runtime.subscribers.timestamp", side_effect=KeyboardInterrupt)
     with interrupt, pytest.raises(KeyboardInterrupt):
         await subscriber.drain(RUN)
     await bus.drain(RUN)

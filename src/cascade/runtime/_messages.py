@@ -43,6 +43,7 @@ from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, tea
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, is_masked, redact_value
 from cascade.telemetry.sanitize import captured, masked_name
+from cascade.telemetry.wire import encode_body, task_body
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
     "STARTED": (RunStarted,),
@@ -81,7 +82,8 @@ def _run_started(event: RunStarted, run: RunTelemetry) -> UnstampedMessage:
     _add_run(metadata, run)
     if event.outer_run_id:
         metadata["outer_run_id"] = event.outer_run_id
-    return UnstampedMessage(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata), RUN, run.location)
+    body = encode_body(wire.LifecycleEvent("ENGINE_STARTED", metadata=metadata))
+    return UnstampedMessage(body, RUN, run.location)
 
 
 @message_for.register
@@ -108,7 +110,7 @@ def _run_finished(event: RunFinished, run: RunTelemetry) -> UnstampedMessage:
     count_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, masked_error(event.error), metadata)
-    return UnstampedMessage(body, RUN, run.location, terminal=True)
+    return UnstampedMessage(encode_body(body), RUN, run.location)
 
 
 def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunTelemetry) -> None:
@@ -233,7 +235,7 @@ def _control_decision(event: ControlDecision, run: RunTelemetry) -> UnstampedMes
     run.control_count += 1
     if len(run.control) < MAX_CONTROL_EVENTS:
         run.control.append(decision_of(body, round(event.timestamp * 1e9)))
-    return UnstampedMessage(body, RUN, run.location)
+    return UnstampedMessage(encode_body(body), RUN, run.location)
 
 
 _CONTROL_ACTIONS: dict[str, m.ControlAction] = {action: action for action in get_args(m.ControlAction)}
@@ -247,9 +249,7 @@ def _task(
     duration_ms: float | None = None,
     error: str | None = None,
 ) -> UnstampedMessage:
-    body = wire.TaskStateEvent(
-        event.task_id, masked_name(event.task_name), state, duration_ms, masked_error(error), metadata
-    )
+    body = task_body(event.task_id, masked_name(event.task_name), state, duration_ms, masked_error(error), metadata)
     location = run.trace.location_of(event.task_id, event.map_id)
     return UnstampedMessage(body, event.task_id, location, state in wire.TERMINAL_STATES)
 
@@ -273,9 +273,8 @@ def _resource(
         metadata["hold_start_ns"] = hold_start_ns
     count_own(metadata, run)
     usage = {masked_name(key): used for key, used in event.current_usage.items()}
-    body = wire.ResourceEvent(name, action, usage, metadata)
-    location = SpanLocation(run.trace.trace_id, run.trace.span_id)
-    return UnstampedMessage(body, id_of(name), location, terminal=True)
+    body = encode_body(wire.ResourceEvent(name, action, usage, metadata))
+    return UnstampedMessage(body, id_of(name), SpanLocation(run.trace.trace_id, run.trace.span_id))
 
 
 def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:

@@ -84,12 +84,15 @@ class RunTelemetry:
 
 
 class UnstampedMessage(NamedTuple):
-    """A message without its header. `task_id` identifies its span, and `location` the trace and the parent of this span."""
+    """A message without its header. `task_id` identifies its span, and `location` the trace and the parent of this span.
 
-    body: wire.Body
+    Messages are `important`, except those of tasks that have not ended: they have QoS 1, and are dropped last.
+    """
+
+    body: dict[str, Any]
     task_id: str
     location: SpanLocation
-    terminal: bool = False
+    important: bool = True
 
 
 def decision_of(body: wire.ControlEvent, time_ns: int) -> m.Decision:

@@ -77,18 +77,20 @@ class TaskExecution:
         """Identity of the current attempt, for the code of the task and for connectors."""
         if self._task is None:
             run, node = self.run, self.node
-            self._task = TaskContext(
-                run.run_id,
-                node.id,
-                node.name,
-                run.trace,
-                self.attempt,
-                self.map_id,
-                self.map_index,
-                self.start_ns,
-                self.attempt_start_ns,
-                child=run.trace.parts.child(node.id),
-                label=self.label,
+            self._task = TaskContext.from_fields(
+                {
+                    "run_id": run.run_id,
+                    "task_id": node.id,
+                    "name": node.name,
+                    "trace": run.trace,
+                    "attempt": self.attempt,
+                    "map_id": self.map_id,
+                    "map_index": self.map_index,
+                    "start_ns": self.start_ns,
+                    "attempt_start_ns": self.attempt_start_ns,
+                    "child": run.trace.parts.child(node.id),
+                    "label": self.label,
+                }
             )
         return self._task
 

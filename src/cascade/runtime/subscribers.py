@@ -35,12 +35,12 @@ from cascade.runtime.log_records import LogCorrelation
 from cascade.runtime.protocols import Backpressure
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, Message, PublishQueue, estimated_size
 from cascade.spec.protocols import Connector
-from cascade.spec.telemetry import ControlEvent, Header, LifecycleEvent
+from cascade.spec.telemetry import Header
 from cascade.telemetry.identity import RunTrace, place_run, span_id
 from cascade.telemetry.limits import shrink
 from cascade.telemetry.sanitize import sanitize
 from cascade.telemetry.topics import events_topic, identity_from_environment, source
-from cascade.telemetry.wire import encode_body, encode_header, timestamp
+from cascade.telemetry.wire import encode_header, timestamp
 
 logger = get_logger(__name__)
 
@@ -332,15 +332,15 @@ class TelemetrySubscriber:
                 "trace_id": trace_id,
                 "span_id": span_id(run.run_id, message.task_id),
                 "parent_span_id": parent_span_id,
-                "body": encode_body(message.body),
+                "body": message.body,
             }
         )
         if run.trace.tracestate and trace_id != run.trace.trace_id:
             del payload["tracestate"]
         run.seq += 1
         run.lost = self._queue.lost
-        important = message.terminal or isinstance(message.body, (LifecycleEvent, ControlEvent))
-        return Message(run.topic, payload, int(important), estimated_size(message.body.metadata), important)
+        important = message.important
+        return Message(run.topic, payload, int(important), estimated_size(message.body["metadata"]), important)
 
 
 _OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})

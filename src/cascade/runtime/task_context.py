@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from types import coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from cascade.telemetry.identity import RunTrace, SpanLocation, SpanRef, span_id
 from cascade.telemetry.trace_budget import Child
@@ -14,7 +14,7 @@ from cascade.telemetry.trace_budget import Child
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskContext:
     """Identity of one task. An executor in another process carries `traceparent` and `tracestate`.
 
@@ -40,6 +40,13 @@ class TaskContext:
     child: Child | None = field(default=None, compare=False, repr=False)
     label: str | None = None
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """Create the object at half of the constructor's cost. The dict becomes its `__dict__`; fields may be missing."""
+        task = object.__new__(cls)
+        object.__setattr__(task, "__dict__", fields)
+        return task
+
     @property
     def task(self) -> "TaskContext":
         return self
@@ -56,9 +63,11 @@ class TaskContext:
     @property
     def location(self) -> SpanLocation:
         """Trace and parent of the span of the task."""
-        if self.child is None:
+        child = self.child
+        if child is None:
             return self.trace.location_of(self.task_id, self.map_id)
-        return self.trace.location_in(self.child.part)
+        location: SpanLocation | None = child.part.location  # known for all but the first child of a part
+        return location or self.trace.location_in(child.part)
 
     @property
     def span(self) -> SpanRef:

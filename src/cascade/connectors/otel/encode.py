@@ -96,14 +96,18 @@ _MAX_CACHED = 256  # characters
 def encode_span(data: SpanData) -> bytes:
     """Return a finished span as an encoded `opentelemetry.proto.trace.v1.Span`."""
     parts = [
-        field(_TRACE_ID, bytes.fromhex(data.trace_id)),
+        _place(data.trace_id, data.parent_id),
         field(_SPAN_ID, bytes.fromhex(data.span_id)),
-        field(_PARENT_SPAN_ID, bytes.fromhex(data.parent_id)),  # a root span has an empty id
         _TIMES(b"\x39", data.start_ns, b"\x41", data.end_ns),
         _name_and_kind(data.name, data.is_run),
     ]
     for key, value in data.attributes.items():
-        parts.append(_UNIQUE[key](key, value) if key in _UNIQUE else _attribute(key, value))
+        if key in _UNIQUE:
+            parts.append(_UNIQUE[key](key, value))
+        elif type(value) in _CACHED and (type(value) is not str or len(value) <= _MAX_CACHED):
+            parts.append(_cached(key, value))
+        else:
+            parts.append(_encoded(key, value))
     if data.tracestate:
         parts.append(field(_TRACE_STATE, data.tracestate.encode()))
     if data.links or data.events or data.error is not None:
@@ -112,16 +116,15 @@ def encode_span(data: SpanData) -> bytes:
 
 
 @lru_cache(maxsize=1024)
+def _place(trace_id: str, parent_id: str) -> bytes:
+    """Return the trace and the parent, which many spans share. A root span has an empty parent id."""
+    return field(_TRACE_ID, bytes.fromhex(trace_id)) + field(_PARENT_SPAN_ID, bytes.fromhex(parent_id))
+
+
+@lru_cache(maxsize=1024)
 def _name_and_kind(name: str, is_run: bool) -> bytes:
     kind = Span.SPAN_KIND_SERVER if is_run else Span.SPAN_KIND_INTERNAL
     return Span(name=name, kind=kind, flags=_LOCAL).SerializeToString()
-
-
-def _attribute(key: str, value: Any) -> bytes:
-    kind = type(value)
-    if kind not in _CACHED or (kind is str and len(value) > _MAX_CACHED):
-        return _encoded(key, value)
-    return _cached(key, value)
 
 
 _CACHED = frozenset({str, int, bool})

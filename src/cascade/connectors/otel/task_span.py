@@ -164,13 +164,13 @@ class SpanActivation:
         self._attached = context if span is self._span else with_task(self._task, context)
         self._token = otel_context.attach(self._attached)
         if self._task.kind == "task":
-            self._metrics.start_task()  # last: `__exit__` is not called if this method raises
+            self._metrics.start_task(self)  # last: `__exit__` is not called if this method raises
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         if self._task.kind == "task":
-            self._metrics.end_task()
+            self._metrics.end_task(self)
         if self._span is not None:
             self._span.finish()
         if self._task.kind == "task" or (context := otel_context.get_current()) is self._attached:

@@ -187,12 +187,12 @@ def test_a_forked_child_starts_at_zero(collector: Collector, clean: FaultyReceiv
         sent = [5]
         metrics.add_report("traces", lambda: FlushReport(sent=sent[0]))
         metrics.publish(messages.started("parents"))
-        metrics.start_task()
+        metrics.start_task('a')
         metrics.publish(messages.task("both"))
         flush(metrics, 100)
         metrics.publish(messages.task("parents"))
         if os.fork() == 0:
-            metrics.end_task()
+            metrics.end_task('a')
             metrics.publish(messages.started("childs"))
             sent[0] = 7
             metrics.publish(messages.task("both"))

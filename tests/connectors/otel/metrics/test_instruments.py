@@ -42,7 +42,7 @@ def test_all_metrics_with_names_units_and_bounds() -> None:
     provider, reader = provider_with_reader()
     metrics = RunMetrics.for_provider(provider)
     metrics.add_report("traces", lambda: FlushReport(sent=5, lost=1, retried=2))
-    metrics.start_task()
+    metrics.start_task("a")
     waited = messages.task(waits=[messages.wait("resource", 1)])
     for payload in (waited, messages.pending(), messages.skipped(), messages.stopped("other"), messages.started()):
         metrics.publish(payload)

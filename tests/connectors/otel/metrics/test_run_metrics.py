@@ -80,13 +80,13 @@ def test_active_runs_and_tasks_are_up_down_counters(collector: Collector) -> Non
     with exporting(collector.endpoint, collector.protocol) as metrics:
         metrics.publish(messages.started("one"))
         metrics.publish(messages.started("other"))
-        threads = [threading.Thread(target=metrics.start_task) for _ in range(3)]
+        threads = [threading.Thread(target=metrics.start_task, args=[name]) for name in "abc"]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         flush(metrics)
-        metrics.end_task()
+        metrics.end_task("b")
         metrics.publish(messages.stopped("one"))
         flush(metrics)
     before, after = (metrics_of(request) for request in receiver.metrics[:2])

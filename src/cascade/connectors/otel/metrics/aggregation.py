@@ -135,7 +135,8 @@ class Snapshot:
 class Activity(Protocol):
     """Runs and tasks of one connector in progress."""
 
-    active_tasks: int
+    @property
+    def active_tasks(self) -> int: ...
 
     @property
     def active_runs(self) -> int: ...

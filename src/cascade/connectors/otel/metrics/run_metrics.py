@@ -61,9 +61,9 @@ class RunMetrics:
         self._sink = sink
         self._exporter = exporter
         self._gauges = sink.gauges if sink else Gauges()
-        self._lock = threading.Lock()  # tasks start and end in worker threads
+        self._lock = threading.Lock()
         self._runs: dict[str, None] = {}
-        self.active_tasks = 0
+        self._tasks: set[object] = set()
         self._gauges.attach(self)
 
     @classmethod
@@ -118,14 +118,17 @@ class RunMetrics:
     def active_runs(self) -> int:
         return len(self._runs)
 
-    def start_task(self) -> None:
-        with self._lock:
-            self.active_tasks += 1
+    @property
+    def active_tasks(self) -> int:
+        return len(self._tasks)
 
-    def end_task(self) -> None:
-        with self._lock:
-            # A forked child may end tasks that started in the parent.
-            self.active_tasks = max(0, self.active_tasks - 1)
+    def start_task(self, task: object) -> None:
+        """Count a task as active until `end_task`. Tasks start and end in any thread: a set needs no lock for that."""
+        self._tasks.add(task)
+
+    def end_task(self, task: object) -> None:
+        """Count a task as ended. A forked child may end tasks that started in the parent."""
+        self._tasks.discard(task)
 
     def start_run(self, run_id: str) -> None:
         self._gauges.start_run()
@@ -148,8 +151,7 @@ class RunMetrics:
 
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
-        self.active_tasks = 0
-        self._runs = {}
+        self._runs, self._tasks = {}, set()
 
 
 def _measure(payload: Mapping[str, Any], sink: Sink, metrics: RunMetrics) -> None:
