@@ -15,8 +15,10 @@ from cascade.telemetry.wire import (
     decode_incoming,
     dumps,
     encode,
+    encode_body,
     loads,
     parse_timestamp,
+    task_body,
     timestamp,
     with_expiry,
 )
@@ -30,6 +32,12 @@ def test_a_decoded_message_equals_the_original_and_fits_the_schema(header: Heade
     payload = loads(dumps(encode(header, body)))
     assert decode(payload) == (header, body)
     VALIDATOR.validate(payload)
+
+
+@given(bodies.filter(lambda body: isinstance(body, TaskStateEvent)))
+def test_the_body_of_a_task_is_that_of_its_event(body: TaskStateEvent) -> None:
+    made = task_body(body.task_id, body.task_name, body.state, body.duration_ms, body.error, body.metadata)
+    assert list(made.items()) == list(encode_body(body).items())
 
 
 @given(headers, bodies)

@@ -43,6 +43,7 @@ from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, tea
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, is_masked, redact_value
 from cascade.telemetry.sanitize import captured, masked_name
+from cascade.telemetry.trace_budget import Child
 from cascade.telemetry.wire import encode_body, task_body
 
 EVENTS: dict[str, tuple[type[Event], ...]] = {
@@ -124,14 +125,14 @@ def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunTeleme
 
 @message_for.register
 def _task_started(event: TaskExecutionStarted, run: RunTelemetry) -> UnstampedMessage:
-    child_of(event, run)
+    child = child_of(event, run)
     metadata: m.TaskStartedMetadata = {"kind": event.kind, "start_ns": _start(event)}
     _add_task(metadata, event)
     if event.attempt:
         metadata["attempt"] = event.attempt
     if event.map_size is not None:
         metadata["map_size"] = event.map_size
-    return _task(event, run, "RUNNING", metadata)
+    return _task(event, run, "RUNNING", metadata, child=child)
 
 
 @message_for.register
@@ -168,16 +169,17 @@ def _task_retrying(event: TaskRetrying, run: RunTelemetry) -> UnstampedMessage:
 @message_for.register
 def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> UnstampedMessage:
     succeeded = event.status == "Succeeded"
-    if not _is_failure_of_an_item(event):
+    if succeeded or not _is_failure_of_an_item(event):
         run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
     start_ns, end_ns = _times(event)
-    child = child_of(event, run)
+    child, error = child_of(event, run), event.error
     metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
+    exception = None
     if event.exception is not None:
-        metadata["exception"] = exception_of(event.exception)
+        metadata["exception"] = exception = exception_of(event.exception)
     if event.attempts:
         metadata["attempts"] = attempts_of(event, run, child)
-    if event.attempt_count > len(metadata.get("attempts", ())):
+    if event.attempt_count and event.attempt_count > len(metadata.get("attempts", ())):
         metadata["attempt_count"] = event.attempt_count
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
@@ -185,12 +187,11 @@ def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> Unstamped
         metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
         metadata["output"] = MASK if is_masked(event.task_name, event.output) else captured(event.output)
-    before: Any = metadata.get("exception")
     count_last(metadata, event, run, child)
-    exception: Any = metadata.get("exception")
-    error = event.error if exception is before else error_of(exception)
+    if exception is not None and (kept := metadata.get("exception", exception)) is not exception:
+        error = error_of(kept)  # shortened, because the trace is full
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
-    return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error)
+    return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error, child)
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
@@ -208,7 +209,7 @@ def _task_skipped(event: TaskSkipped, run: RunTelemetry) -> UnstampedMessage:
         trace_id = _trace_id_of(event, run)
         metadata["links"] = [link_to(run.trace.span_of(id_), trace_id) for id_ in event.decided_by]
     count_last(metadata, event, run, child)
-    return _task(event, run, "SKIPPED", metadata)
+    return _task(event, run, "SKIPPED", metadata, child=child)
 
 
 @message_for.register(ResourceAcquired)
@@ -248,9 +249,14 @@ def _task(
     metadata: m.TaskMetadata,
     duration_ms: float | None = None,
     error: str | None = None,
+    child: Child | None = None,
 ) -> UnstampedMessage:
-    body = task_body(event.task_id, masked_name(event.task_name), state, duration_ms, masked_error(error), metadata)
-    location = run.trace.location_of(event.task_id, event.map_id)
+    if error is not None:
+        error = masked_error(error)
+    body = task_body(event.task_id, masked_name(event.task_name), state, duration_ms, error, metadata)
+    location = (
+        run.trace.location_of(event.task_id, event.map_id) if child is None else run.trace.location_in(child.part)
+    )
     return UnstampedMessage(body, event.task_id, location, state in wire.TERMINAL_STATES)
 
 

@@ -324,17 +324,16 @@ class TelemetrySubscriber:
     def _stamped(self, message: UnstampedMessage, run: RunTelemetry, event: Event) -> Message:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
         trace_id, parent_span_id = message.location
-        payload = shrink(
-            run.header
-            | {
-                "ts": timestamp(run.last_ns),
-                "seq": run.seq,
-                "trace_id": trace_id,
-                "span_id": span_id(run.run_id, message.task_id),
-                "parent_span_id": parent_span_id,
-                "body": message.body,
-            }
-        )
+        payload = {
+            **run.header,
+            "ts": timestamp(run.last_ns),
+            "seq": run.seq,
+            "trace_id": trace_id,
+            "span_id": span_id(run.run_id, message.task_id),
+            "parent_span_id": parent_span_id,
+            "body": message.body,
+        }
+        payload = shrink(payload)
         if run.trace.tracestate and trace_id != run.trace.trace_id:
             del payload["tracestate"]
         run.seq += 1

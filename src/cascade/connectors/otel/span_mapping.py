@@ -41,19 +41,22 @@ CANCELLATION = "cancellation"
 def spans_of(payload: Message, *, detail: str = "full", cicd: bool = False) -> list[SpanData]:
     """Return the spans that a message completes. Most messages complete none. `detail` is "run", "tasks" or "full"."""
     body = payload["body"]
-    match body.get("type"), body.get("event") or body.get("state") or body.get("action"):
-        case "TaskStateEvent", "COMPLETED" | "FAILED" | "SKIPPED" if detail != "run":
+    match body.get("state") or body.get("event") or body.get("action"):
+        case "COMPLETED" | "FAILED" | "SKIPPED" if detail != "run":
+            metadata, task = body["metadata"], _task(payload, body, cicd)
+            if not ("waits" in metadata or "attempts" in metadata or "parts" in metadata or "ended_parts" in metadata):
+                return [task]  # most tasks have no other spans
             children = _waits_and_attempts(payload, body) if detail == "full" else []
-            return [*children, *_part_roots(payload, body), _task(payload, body, cicd=cicd)]
-        case "TaskStateEvent", "PENDING" if detail == "full" and "span_id" in body["metadata"]:
+            return [*children, *_part_roots(payload, body), task]
+        case "PENDING" if detail == "full" and "span_id" in body["metadata"]:
             return [_attempt(payload, body, cast("Attempt", {"result": "failure", **body["metadata"]}))]
-        case "ResourceEvent", "ACQUIRE" if detail == "full":
+        case "ACQUIRE" if detail == "full":
             return [_resource(payload, body, "setup")]
-        case "ResourceEvent", "RELEASE" if detail == "full":
+        case "RELEASE" if detail == "full":
             return [_resource(payload, body, "teardown")]
-        case "LifecycleEvent", "ENGINE_STARTED" if detail != "run":
+        case "ENGINE_STARTED" if detail != "run":
             return [_start_marker(payload, body["metadata"])]
-        case "LifecycleEvent", "ENGINE_STOPPED":
+        case "ENGINE_STOPPED":
             if detail == "run":  # the spans of its parts are not exported
                 body = {**body, "metadata": {k: v for k, v in body["metadata"].items() if k != "parts"}}
             return [*_part_roots(payload, body), _run(payload, body, cicd=cicd)]
@@ -62,9 +65,8 @@ def spans_of(payload: Message, *, detail: str = "full", cicd: bool = False) -> l
 
 def _waits_and_attempts(payload: Message, body: Message) -> list[SpanData]:
     metadata: TaskEndedMetadata = body["metadata"]
-    waits = [_wait(payload, body, wait) for wait in metadata["waits"]] if "waits" in metadata else []
-    attempts = [_attempt(payload, body, one) for one in metadata["attempts"]] if "attempts" in metadata else []
-    return waits + attempts
+    waits = [_wait(payload, body, wait) for wait in metadata.get("waits", ())]
+    return waits + [_attempt(payload, body, one) for one in metadata.get("attempts", ())]
 
 
 def _start_marker(payload: Message, metadata: RunStartedMetadata) -> SpanData:
@@ -107,14 +109,9 @@ def _run(payload: Message, body: Message, *, cicd: bool) -> SpanData:
             a.CICD_PIPELINE_RUN_ID: payload["run_id"],
             a.CICD_PIPELINE_RESULT: metadata.get("result"),
         }
-    name, error, own_id, parent_id = (
-        _run_name(metadata),
-        body.get("error"),
-        payload["span_id"],
-        payload["parent_span_id"],
-    )
     decisions = tuple(map(_decision_event, metadata.get("control", ())))
-    run = _span(payload, name, own_id, parent_id, metadata, attributes, error, events=decisions, is_run=True)
+    name, own_id, parent_id = _run_name(metadata), payload["span_id"], payload["parent_span_id"]
+    run = _span(payload, name, own_id, parent_id, metadata, attributes, body.get("error"), decisions, is_run=True)
     later = tuple(_exception_event(error, error.get("time_ns", 0)) for error in metadata.get("later_errors", ()))
     return run._replace(events=(*run.events, *later)) if later else run
 
@@ -132,29 +129,30 @@ _ATTRIBUTE_OF_KEY = {
 """Attributes of a task's span that have the value of a key of the metadata."""
 
 
-def _task(payload: Message, body: Message, *, cicd: bool) -> SpanData:
+def _task(payload: Message, body: Message, cicd: bool) -> SpanData:
     metadata: TaskEndedMetadata = body["metadata"]
     attributes = _task_attributes(payload, body)
     for key, value in metadata.items():
         if key in _ATTRIBUTE_OF_KEY:
             attributes[_ATTRIBUTE_OF_KEY[key]] = value
-    if attempts := metadata.get("attempts"):
-        attributes[a.TASK_ATTEMPTS] = metadata.get("attempt_count", len(attempts))
+    if "attempts" in metadata:
+        attributes[a.TASK_ATTEMPTS] = metadata.get("attempt_count", len(metadata["attempts"])) or None
     if "parts" in metadata:
         attributes[a.PARTS] = _part_count(metadata)
+    name, error = body["task_name"], body.get("error")
     if cicd:
         attributes |= {
-            a.CICD_TASK_NAME: body["task_name"],
+            a.CICD_TASK_NAME: name,
             a.CICD_TASK_RUN_ID: body["task_id"],
             a.CICD_TASK_RUN_RESULT: metadata.get("result"),
         }
-    error = body.get("error")
     if metadata.get("result") == CANCELLATION:
         # The status is not ERROR: a failure that caused the cancellation is the failure of another task.
         error, attributes[a.TASK_CANCELLATION_REASON] = None, error
-    name = f"{body['task_name']} skipped" if body["state"] == "SKIPPED" else body["task_name"]
+    if body["state"] == "SKIPPED":
+        name = f"{name} skipped"
     held = tuple(_held_events(metadata["waits"], metadata.get("start_ns", 0))) if "waits" in metadata else ()
-    return _span(payload, name, payload["span_id"], payload["parent_span_id"], metadata, attributes, error, events=held)
+    return _span(payload, name, payload["span_id"], payload["parent_span_id"], metadata, attributes, error, held)
 
 
 def _attempt(payload: Message, body: Message, attempt: Attempt) -> SpanData:
@@ -235,21 +233,21 @@ def _span(
     metadata: Mapping[str, Any],
     attributes: Attributes,
     error: str | None = None,
-    *,
     events: tuple[SpanEvent, ...] = (),
+    *,
     is_run: bool = False,
 ) -> SpanData:
     """Return a span with the times, the exception, the links and the parts in `metadata`."""
-    exception, start_ns, end_ns = metadata.get("exception"), metadata.get("start_ns", 0), metadata.get("end_ns", 0)
-    if (kind := error_type(metadata, error, is_run=is_run)) is not None:
-        attributes[a.ERROR_TYPE] = kind
-    if exception:
-        events = (*events, _exception_event(exception, end_ns))
-    parts, links = metadata.get("parts", ()), tuple[SpanLink, ...]()
-    if "links" in metadata or parts:
-        dependencies = metadata.get("links", ())[: MAX_LINKS - len(parts)]
-        links = tuple(_link(link, payload) for link in dependencies)
-    if parts:
+    start_ns, end_ns = metadata.get("start_ns", 0), metadata.get("end_ns", 0)
+    links: tuple[SpanLink, ...] = ()
+    if is_run or error is not None or "exception" in metadata:
+        if (kind := error_type(metadata, error, is_run=is_run)) is not None:
+            attributes[a.ERROR_TYPE] = kind
+        if exception := metadata.get("exception"):
+            events = (*events, _exception_event(exception, end_ns))
+    if "links" in metadata or "parts" in metadata:
+        parts = metadata.get("parts", ())
+        links = tuple([_link(link, payload) for link in metadata.get("links", ())[: MAX_LINKS - len(parts)]])
         parent = payload["body"].get("task_name") or _run_name(payload["body"]["metadata"])
         links += tuple(part_link(part, parent) for part in parts)
         events += tuple(part_event(part, start_ns) for part in parts)

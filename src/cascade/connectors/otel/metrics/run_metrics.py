@@ -156,17 +156,17 @@ class RunMetrics:
 
 def _measure(payload: Mapping[str, Any], sink: Sink, metrics: RunMetrics) -> None:
     body = payload["body"]
-    match body["type"], body.get("state") or body.get("event"):
-        case "TaskStateEvent", "COMPLETED" | "FAILED":
+    match body.get("state") or body.get("event"):
+        case "COMPLETED" | "FAILED":
             _record_end(payload, body, sink)
-        case "TaskStateEvent", "SKIPPED":
+        case "SKIPPED":
             _record_skip(payload, body, sink)
-        case "TaskStateEvent", "PENDING" if body["metadata"].get("reason") == "retry":
+        case "PENDING" if body["metadata"].get("reason") == "retry":
             sink.add((m.TASK_RETRIES, body["task_name"]))
-        case "LifecycleEvent", "ENGINE_STARTED":
+        case "ENGINE_STARTED":
             metrics.start_run(payload["run_id"])
             sink.touch()
-        case "LifecycleEvent", _:
+        case "ENGINE_STOPPED":
             _record_run_end(payload, body, sink, metrics)
 
 
