@@ -24,7 +24,7 @@ from cascade.telemetry.sanitize import sanitize
 
 _T = TypeVar("_T")
 
-_DATA, _IMPLICIT = EdgeType.DATA, EdgeType.IMPLICIT
+_DATA, _IMPLICIT, _ROUTE = EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE
 
 
 class Arguments:
@@ -127,13 +127,13 @@ class ArgumentResolver:
         """Return the ids of the tasks whose values a node uses, each once. Its upstream nodes have ended."""
         if planned.is_direct:
             return tuple(dict.fromkeys(s.id for s in planned.sources if s.node.param_spec is None))
-        found: dict[str, None] = {}
-        for edge in planned.edges:
-            if edge.edge_type is not EdgeType.ROUTER_ROUTE:
-                found[edge.source.id] = None
+        found: dict[PlannedNode, None] = {}
+        for source, edge in zip(planned.sources, planned.edges, strict=True):
+            if edge.edge_type is not _ROUTE:
+                found[source] = None
             if edge.router is not None and (chosen := self.chosen_id(edge)) is not None:
-                found[chosen] = None
-        return tuple(i for i in found if self._nodes[i].node.param_spec is None)
+                found[self._nodes[chosen]] = None
+        return tuple([source.id for source in found if source.node.param_spec is None])
 
     def amounts(self, node: Node) -> dict[str, Any]:
         """Return the amounts of the constraints of a node whose upstream nodes have ended."""
@@ -306,7 +306,7 @@ def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, An
     }
 
 
-_FROM_SOURCE = frozenset({_DATA, _IMPLICIT, EdgeType.ROUTER_ROUTE})
+_FROM_SOURCE = frozenset({_DATA, _IMPLICIT, _ROUTE})
 """Types of the edges whose value may be an argument, or a part of one."""
 
 
