@@ -47,8 +47,9 @@ DISCONNECT_TIMEOUT = 30.0
 LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
 
-SWITCH_SECONDS = 1e-6
-"""Sleep of this thread after each `LARGE_GRAPH` nodes. Otherwise it blocks the event loop for 5 ms at a time."""
+SWITCH_SECONDS = 2e-4
+"""Sleep of this thread after each `LARGE_GRAPH` nodes, in which the event loop runs. In a shorter sleep, the event loop may
+not wake up; its next wait for the interpreter then starts anew, and it runs after 50 ms."""
 
 
 class Engine:
