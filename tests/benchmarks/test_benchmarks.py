@@ -110,6 +110,21 @@ def test_a_profile_has_the_calls_per_task() -> None:
     assert [row[2] for row in rows if row[4].endswith(" noop |")] == ["0.98"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "row"),
+    [
+        ("fan-out", "loop", "task RunSignals.run_cancellable |"),
+        ("threads", "loop", "task RunSignals.run_cancellable |"),
+        ("layered", "memory", "graph/build.py:"),
+        ("map", "memory", "benchmarks/profile.py:"),
+    ],
+)
+def test_a_profile_of_the_event_loop_or_of_memory_has_rows(shape: str, kind: str, row: str) -> None:
+    done = run(shape, "--size", "50", "--top", "1000", "--of", kind, module="benchmarks.profile")
+    assert done.returncode == 0, done.stderr
+    assert any(one[-1].startswith(row) for one in cells(done.stdout))
+
+
 @pytest.mark.skipif(not MIXES_THREADS, reason="the profile is right before Python 3.12")
 def test_a_profile_is_refused_where_it_would_mix_threads() -> None:
     done = run("chain", module="benchmarks.profile")
