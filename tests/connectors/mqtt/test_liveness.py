@@ -54,12 +54,13 @@ class NetworkThreadDelay:
             taken.extend(batch)
             return batch
 
-        def delay(connection: Connection) -> None:
-            work(connection)
+        def delay(connection: Connection) -> int:
+            count = work(connection)
             if taken and not self.begun.is_set():
                 limits.setattr(health, "ANSWER_TIMEOUT", LONGER / 2)
                 self.begun.set()
                 assert self.is_over.wait(HANG)
+            return count
 
         monkeypatch.setattr(Outbox, "take", record)
         monkeypatch.setattr(Connection, "work", delay)

@@ -36,14 +36,15 @@ def flow() -> Any:
 class Slow:
     """Makes the session send nothing until `may_send` holds, and then five messages per iteration."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, take: Callable[[Connection], None]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, take: Callable[[Connection], int]) -> None:
         self.may_send: Callable[[Connection], object] = lambda _: True
 
-        def fill(connection: Connection) -> None:
+        def fill(connection: Connection) -> int:
             time.sleep(0.01)  # limits the number of iterations
-            if self.may_send(connection):
-                self.may_send = lambda _: True
-                take(connection)
+            if not self.may_send(connection):
+                return 0
+            self.may_send = lambda _: True
+            return take(connection)
 
         monkeypatch.setattr(Connection, "fill", fill)
         monkeypatch.setattr("cascade.connectors.mqtt.connection.BATCH", 5)
@@ -121,9 +122,9 @@ async def test_unwritten_packets_do_not_delay_messages(broker: Broker, monkeypat
     """An example is the acknowledgement of a constraint, which the broker does not answer."""
     fill = Connection.fill
 
-    def ping_and_fill(connection: Connection) -> None:
+    def ping_and_fill(connection: Connection) -> int:
         connection.client._client._send_pingreq()
-        fill(connection)
+        return fill(connection)
 
     monkeypatch.setattr(Connection, "fill", ping_and_fill)
     connector = MqttConnector("127.0.0.1", broker.port, strict=True)
@@ -140,7 +141,7 @@ async def test_a_thousand_callers_wait_for_room(
     await connector.connect()
     await until(lambda: is_connected(connector))
     monkeypatch.setattr(Connection, "has_work", lambda _: False)
-    monkeypatch.setattr(Connection, "fill", lambda _: None)
+    monkeypatch.setattr(Connection, "fill", lambda _: 0)
     for number in range(70):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0):

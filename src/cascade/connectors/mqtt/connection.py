@@ -123,29 +123,31 @@ class Connection:
         pause = self._throttle.pause if self._outbox.is_waiting else 0.0
         return min(max(TICK, self._states.delay(time.monotonic())), pause or math.inf)
 
-    def work(self) -> None:
-        """Queue a batch of messages, and the changed subscriptions."""
+    def work(self) -> int:
+        """Queue a batch of messages, and the changed subscriptions. Return the number of messages."""
         if self._subscriber.is_outdated:
             self._subscriber.update()
-        self.fill()
+        return self.fill()
 
-    def fill(self) -> None:
+    def fill(self) -> int:
         """Write the states of runs that are due, and a batch of messages, within the limits of the window.
 
-        The packets are written at once: for QoS 0 there is no answer that would start the next batch.
+        The packets are written at once: for QoS 0 there is no answer that would start the next batch. Returns the number of
+        messages in the batch.
         """
         if self.client.wants_write:
             self.client.flush()
         if self.client.wants_write:
-            return
+            return 0
         self._send_states()
         self._batch = self._outbox.take(min(self._room(), BATCH), self._room_for_qos_1())
         self._throttle.record_sent(len(self._batch))
         for message in self._batch:
             self._send(message)
-        self._batch = []
+        count, self._batch = len(self._batch), []
         if self.client.wants_write:
             self.client.flush()
+        return count
 
     def settle(self) -> None:
         """Count the acknowledged messages, and notify the event loops."""

@@ -9,7 +9,7 @@ import aiomqtt
 
 from cascade._internal_errors import raise_in_tests
 from cascade.connectors.mqtt.client import Client
-from cascade.connectors.mqtt.connection import Connection, SessionState
+from cascade.connectors.mqtt.connection import BATCH, Connection, SessionState
 from cascade.connectors.mqtt.health import ConnectionHealth
 from cascade.connectors.mqtt.options import ClientId, MqttOptions
 from cascade.connectors.mqtt.oversize_messages import PoisonMessageFilter
@@ -23,6 +23,9 @@ MAX_IDLE = 2.0
 """Seconds between two checks of an idle connection; a quarter of the keepalive if that is less."""
 ANSWER_CHECK_INTERVAL = 0.1
 """Seconds between two checks while an answer is due."""
+BATCH_DELAY = 0.002
+"""Seconds after a batch that is not full. Messages and acknowledgements of this time are handled in one iteration, because an
+iteration costs as much as ten messages."""
 MAX_ITERATION = 0.005
 """Seconds. If one iteration of the network loop takes longer, the thread waits for the interpreter's lock (GIL).
 
@@ -174,8 +177,8 @@ class Session:
             while not (self._is_ending or connection.client.is_over):
                 await self._wait_for_work(connection, longest)
                 connection.client.keep_alive()
-                if not connection.client.is_over:
-                    connection.work()
+                if not connection.client.is_over and 0 < connection.work() < BATCH:
+                    await asyncio.sleep(BATCH_DELAY)
                 connection.settle()
                 if connection.is_useful:
                     self.health.reset_backoff()
