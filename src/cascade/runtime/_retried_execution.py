@@ -38,27 +38,18 @@ class RetriedExecution(TaskExecution):
         assert policy is not None  # noqa: S101 - for the type checker: only such tasks have this class
         return policy
 
-    async def _run(self) -> Any:
-        self._publish_started()
+    async def _attempts(self) -> Any:
         number, start_ns, tracebacks = 1, self.start_ns, Tracebacks()
         while True:
             self.is_in_attempt = True
             try:
-                value = await (self._call(1, start_ns) if number == 1 else self._call_again(number, start_ns))
+                return await (self._call(1, start_ns) if number == 1 else self._call_again(number, start_ns))
             except Exception as error:
                 delay = self._delay_after(number, error)
                 if delay is None:
-                    self._finish(error)
                     raise
                 end_ns = self._publish_retrying(error, delay)
                 tracebacks.restore(error)
-            except BaseException as error:
-                self._finish(error)
-                raise
-            else:
-                self._finish(None, value)
-                self._save(value)
-                return value
             await self._wait_for_retry(end_ns, delay)
             number += 1
             start_ns = self.run.clock.now_ns()
@@ -88,17 +79,13 @@ class RetriedExecution(TaskExecution):
     async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
         self._release_permit()
         try:
-            try:
-                await self._back_off(delay)
-            finally:
-                self._add_wait("retry", start_ns)
-            if self.permit is not None and not self.permit.try_acquire():
-                self._release_resources()  # a blocked task holds no resources
-                await self._acquire()
-                self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)
-        except (Exception, asyncio.CancelledError) as stopped:
-            self._finish(stopped)
-            raise
+            await self._back_off(delay)
+        finally:
+            self._add_wait("retry", start_ns)
+        if self.permit is not None and not self.permit.try_acquire():
+            self._release_resources()  # a blocked task holds no resources
+            await self._acquire()
+            self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)
 
     async def _back_off(self, delay: float) -> None:
         if self.on_backoff is None:

@@ -1,6 +1,7 @@
 """Executes one task: constraints, arguments, cache, call, release. `_retried_execution` adds the attempts of a retry policy."""
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -115,17 +116,30 @@ class TaskExecution:
             await self._wait_for_telemetry()
         permit = self.permit = self.run.permit(self.node.name, self.plan_node)
         try:
-            if self.node.constraints or (permit is not None and not permit.try_acquire()):
-                await self._acquire_or_fail()
-            value = self._prepare()
-            return await self._run() if value is _MISS else value
+            try:
+                if self.node.constraints or (permit is not None and not permit.try_acquire()):
+                    await self._acquire()
+                value = self._prepare()
+            except Exception as error:
+                self._fail_before_start(error)
+                raise
+            if value is _MISS:
+                self._publish_started()
+                try:
+                    value = await self._attempts()
+                except BaseException as error:
+                    self._finish(error)
+                    raise
+                self._finish(None, value)
+                self._save(value)
         except BaseException as error:
             self._report_failure(error)
             raise
+        else:
+            return value
         finally:
-            if permit is not None:
-                permit.release()
-            if self.amounts is not None:
+            if permit is not None or self.amounts:
+                self._release_permit()
                 self._release_resources()
             # A context variable may hold this object after the task's end.
             self.arguments = self.item = None
@@ -155,13 +169,6 @@ class TaskExecution:
         while self.run.bus.backpressure.is_full():
             await self.run.bus.backpressure.room()
         self._add_wait("telemetry", start_ns)
-
-    async def _acquire_or_fail(self) -> None:
-        try:
-            await self._acquire()
-        except Exception as error:
-            self._fail_before_start(error)
-            raise
 
     async def _acquire(self) -> None:
         """Acquire the permit and the resources. The task holds neither while it waits for the other one."""
@@ -199,21 +206,17 @@ class TaskExecution:
 
     def _prepare(self) -> Any:
         """Resolve the arguments. Returns the value of the cache, or `_MISS`."""
-        try:
-            node = self.node
-            if self.item is None:
-                self.arguments = self.resolver.resolve(self.planned)
-            else:
-                self.arguments = self.resolver.with_resources(node, self.item)
-            if node.cache_policy is None or (value := node.cache_policy.check(node.id, self.arguments.inputs)) is None:
-                return _MISS
-            require_values(value, f"The cache of task '{node.name}' returned")
-            self._release_permit(unused=True)
-            now = self.run.clock.now_ns()
-            self._emit(TaskSkipped, reason="CacheHit", **self._end_fields(now, now))
-        except Exception as error:
-            self._fail_before_start(error)
-            raise
+        node = self.node
+        if self.item is None:
+            self.arguments = self.resolver.resolve(self.planned)
+        else:
+            self.arguments = self.resolver.with_resources(node, self.item)
+        if node.cache_policy is None or (value := node.cache_policy.check(node.id, self.arguments.inputs)) is None:
+            return _MISS
+        require_values(value, f"The cache of task '{node.name}' returned")
+        self._release_permit(unused=True)
+        now = self.run.clock.now_ns()
+        self._emit(TaskSkipped, reason="CacheHit", **self._end_fields(now, now))
         return value
 
     def _save(self, value: Any) -> None:
@@ -226,17 +229,9 @@ class TaskExecution:
             # The task has succeeded. Only the next run misses the value.
             logger.warning("The cache of %s could not save its value", self._describe(), exc_info=True)
 
-    async def _run(self) -> Any:
-        self._publish_started()
-        try:
-            value = await self._call(0, self.start_ns)
-        except BaseException as error:
-            self._finish(error)
-            raise
-        self._finish(None, value)
-        if self.node.cache_policy is not None:
-            self._save(value)
-        return value
+    def _attempts(self) -> Coroutine[Any, Any, Any]:
+        """Call the function until an attempt succeeds."""
+        return self._call(0, self.start_ns)
 
     async def _call(self, number: int, start_ns: int) -> Any:
         run, arguments = self.run, self.arguments

@@ -81,11 +81,12 @@ class ArgumentResolver:
             ValueError: A router has no route for the value of its selector.
         """
         node = planned.node
-        if planned.is_direct and not injected_names(node.callable_obj):
-            get, args = self._values.state.get_result, list[Any]()
+        if planned.is_direct and not (self._values.resources and injected_names(node.callable_obj)):
+            state, args = self._values.state, []
             for source, edge in zip(planned.sources, planned.edges, strict=True):
-                value = get(source.id)
-                args.append(self._result(source.id, node, edge.arg_name) if value is None else value)
+                args.append(value := state.get_result(source.id))
+                if value is None and not state.has_result(source.id):
+                    raise DependencyMissingError(node.name, edge.arg_name, source.id)
             return Arguments(args, {})
         inputs = dict(node.literal_inputs)
         nested: set[str] = set()

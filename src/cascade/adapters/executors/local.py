@@ -13,6 +13,8 @@ from cascade.adapters.executors.worker_pool import Call, exit_child, worker_pool
 from cascade.runtime.exceptions import StillRunning
 from cascade.runtime.task_context import current_slot
 
+_COROUTINE = inspect.CO_COROUTINE
+
 
 class LocalExecutor:
     """Runs the functions of tasks in this process. All executors share the worker threads of the process.
@@ -64,8 +66,10 @@ class LocalExecutor:
             worker_pool().close(share)
 
     def _is_threaded(self, node: Any) -> bool:
-        threaded = getattr(node, "threaded", None)
-        return (self._threads if threaded is None else threaded) and not _returns_coroutine(node.callable_obj)
+        function, threaded = node.callable_obj, getattr(node, "threaded", None)
+        if _is_coroutine_function(function) or not (self._threads if threaded is None else threaded):
+            return False
+        return type(function) is FunctionType or not _wraps_coroutine_function(function)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         share, held = self._open_share(), current_slot()
@@ -173,15 +177,16 @@ def _is_awaitable(value: Any) -> bool:
 
 def _is_coroutine_function(function: Any) -> bool:
     """`inspect.iscoroutinefunction` at a third of its cost for most functions."""
-    if type(function) is FunctionType and (not function.__dict__ or function.__code__.co_flags & inspect.CO_COROUTINE):
-        return bool(function.__code__.co_flags & inspect.CO_COROUTINE)
+    if type(function) is FunctionType:
+        if function.__code__.co_flags & _COROUTINE:
+            return True
+        if not function.__dict__:
+            return False
     return inspect.iscoroutinefunction(function)
 
 
-def _returns_coroutine(function: Any) -> bool:
-    """Whether `function` is a coroutine function, a partial of one, or an object whose `__call__` is one."""
-    if type(function) is FunctionType:
-        return _is_coroutine_function(function)
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "func", None)):
+def _wraps_coroutine_function(function: Any) -> bool:
+    """Whether `function` is a partial of a coroutine function, or an object whose `__call__` is one."""
+    if inspect.iscoroutinefunction(getattr(function, "func", None)):
         return True
     return inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
