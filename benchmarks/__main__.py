@@ -2,18 +2,16 @@
 
 import argparse
 import importlib
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks import _compare
+from benchmarks._machine import circumstances
 from benchmarks._measure import Row, as_table
+from benchmarks._readme import write_table
 from benchmarks._scale import Scale
 
 OTHER_ENGINES = "other_engines"
@@ -33,10 +31,8 @@ SUBJECTS = (
     "paths",
     OTHER_ENGINES,
 )
-README = Path(__file__).parent / "README.md"
 RESULTS = "results"
 """The name of the table of all subjects but `other_engines`, which has its own."""
-_PACKAGES = ("opentelemetry-sdk", "grpcio", "protobuf", "paho-mqtt", "aiomqtt")
 
 
 def main() -> None:
@@ -57,7 +53,7 @@ def main() -> None:
     print("\n\n".join(tables.values()))
     if options.write:
         for name, table in tables.items():
-            _write(name, table)
+            write_table(name, table)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,7 +80,7 @@ def _tables(subjects: Sequence[str], scale: Scale) -> dict[str, str]:
         name, start = OTHER_ENGINES if subject == OTHER_ENGINES else RESULTS, time.monotonic()
         found.setdefault(name, []).extend(_rows(subject, scale))
         seconds[name] = seconds.get(name, 0) + time.monotonic() - start
-    return {name: f"{_circumstances(seconds[name])}\n\n{as_table(rows)}" for name, rows in found.items()}
+    return {name: f"{circumstances(seconds[name])}\n\n{as_table(rows)}" for name, rows in found.items()}
 
 
 def _rows(subject: str, scale: Scale) -> list[Row]:
@@ -95,13 +91,6 @@ def _rows(subject: str, scale: Scale) -> list[Row]:
         print(f"{row.what}: {row.ours} / {row.baseline} {row.ratio}", file=sys.stderr, flush=True)
     print(f"-- {subject}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     return found
-
-
-def _write(name: str, table: str) -> None:
-    """Replace a table of the README."""
-    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    before, _, rest = README.read_text(encoding="utf-8").partition(start)
-    README.write_text(f"{before}{start}\n{table}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def _comparison(options: argparse.Namespace, scale: Scale) -> str:
@@ -124,40 +113,7 @@ def _comparison(options: argparse.Namespace, scale: Scale) -> str:
         start = time.monotonic()
         found = [one for subject in subjects for one in _compare.compared(subject, scale, tree)]
     table = _compare.as_table(found, Path(name).name if options.against is not None else name)
-    return f"{_circumstances(time.monotonic() - start)}, {scale.many_rounds} rounds\n\n{table}"
-
-
-def _circumstances(seconds: float) -> str:
-    """Return the date, the machine, the versions and the duration on one line."""
-    load = f"load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
-    packages = [f"{name} {_version(name)}" for name in _PACKAGES]
-    parts = [f"{datetime.now(UTC):%Y-%m-%d}", _processor(), f"{os.cpu_count()} cores", *_memory()]
-    parts += [platform.platform(terse=True), f"Python {platform.python_version()}", *packages, *filter(None, [load])]
-    return ", ".join([*parts, f"{seconds:.0f} s"])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _memory() -> list[str]:
-    """Return the size of the machine's memory, if the system reports it."""
-    try:
-        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return []
-    return [f"{size / 2**30:.0f} GiB"]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return f"{circumstances(time.monotonic() - start)}, {scale.many_rounds} rounds\n\n{table}"
 
 
 if __name__ == "__main__":

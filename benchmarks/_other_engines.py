@@ -65,6 +65,7 @@ def prefect(graph: Graph, *, is_traced: bool = False) -> Callable[[], Any]:
     os.environ |= {
         "PREFECT_HOME": tempfile.mkdtemp(),
         "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": str(is_traced),
     }
     module = import_module("prefect")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tracemalloc import Snapshot
 from typing import Any, cast
 
 from benchmarks._measure import number
@@ -35,7 +36,19 @@ class Function:
     made: int = 0
 
 
-def cpu(run: Run, size: int, top: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A table and its total."""
+
+    total: str
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        return f"{self.total}\n\n{table(self.titles, self.rows)}"
+
+
+def cpu(run: Run, size: int, top: int) -> Profile:
     """Return the functions with the most own CPU time. Other runs measure the time without the profiler."""
     whole, loop, collections = min(_seconds(run) for _ in range(RUNS))
     with _profiled() as profiles:
@@ -51,12 +64,12 @@ def cpu(run: Run, size: int, top: int) -> str:
         for one in functions[:top]
     ]
     all_threads, own_thread, collecting = (number(one / size * 1e6) for one in (whole, loop, collections))
-    head = (
+    total = (
         f"{all_threads} µs of CPU time per task ({own_thread} µs in the thread of the event loop, {collecting} µs "
-        "garbage collection)"
+        f"garbage collection), {number(calls / size)} calls per task"
     )
     titles = ("own µs per task", "share", "calls per task", "thread", "function")
-    return f"{head}, {number(calls / size)} calls per task\n\n{_table(titles, rows)}"
+    return Profile(total, titles, rows)
 
 
 def _seconds(run: Run) -> tuple[float, float, float]:
@@ -119,7 +132,7 @@ def _functions(profiles: Sequence[tuple[str, cProfile.Profile]]) -> Iterator[Fun
         yield from found.values()
 
 
-def callbacks(run: Run, top: int) -> str:
+def callbacks(run: Run, top: int) -> Profile:
     """Return the callbacks of the event loop and the garbage collections with the most CPU time."""
     found: list[tuple[float, str]] = []
     handles: Any = asyncio.Handle
@@ -138,7 +151,7 @@ def callbacks(run: Run, top: int) -> str:
         handles._run = run_handle  # noqa: SLF001
     found += [(seconds, f"garbage collection of generation {generation}") for seconds, generation in collections]
     rows = [(number(seconds * 1e3), name) for seconds, name in sorted(found, reverse=True)[:top]]
-    return f"{len(found):,} callbacks and garbage collections\n\n{_table(('ms of CPU time', 'callback'), rows)}"
+    return Profile(f"{len(found):,} callbacks and garbage collections", ("ms of CPU time", "callback"), rows)
 
 
 def _callback(handle: Any) -> str:
@@ -151,10 +164,10 @@ def _callback(handle: Any) -> str:
 
 
 @contextmanager
-def memory() -> Iterator[Callable[[], tracemalloc.Snapshot]]:
+def memory() -> Iterator[Callable[[], Snapshot]]:
     """Record allocations. The yielded function returns those that exist, after a garbage collection."""
 
-    def snapshot() -> tracemalloc.Snapshot:
+    def snapshot() -> Snapshot:
         gc.collect()
         return tracemalloc.take_snapshot()
 
@@ -165,7 +178,7 @@ def memory() -> Iterator[Callable[[], tracemalloc.Snapshot]]:
         tracemalloc.stop()
 
 
-def by_line(snapshot: tracemalloc.Snapshot, size: int, top: int) -> str:
+def by_line(snapshot: Snapshot, size: int, top: int) -> Profile:
     """Return the lines that have allocated the most memory."""
     lines = snapshot.statistics("lineno")
     whole = sum(line.size for line in lines)
@@ -174,7 +187,7 @@ def by_line(snapshot: tracemalloc.Snapshot, size: int, top: int) -> str:
         for line in lines[:top]
     ]
     titles = ("bytes per task", "share", "blocks per task", "line")
-    return f"{number(whole / size)} bytes per task\n\n{_table(titles, rows)}"
+    return Profile(f"{number(whole / size)} bytes per task", titles, rows)
 
 
 def _place(frame: tracemalloc.Frame) -> str:
@@ -185,5 +198,6 @@ def _name(file: str, line: int, name: str) -> str:
     return f"{'/'.join(Path(file).parts[-2:])}:{line} {name}".rstrip() if line else name
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [titles, ["---"] * len(titles), *rows])

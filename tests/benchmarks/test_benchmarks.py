@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command_line
+from benchmarks import _readme, profile
 from benchmarks._compare import SUBJECTS, Comparison
 from benchmarks._measure import MEMORY, Figure
 from benchmarks._other_engines import ENGINES, PACKAGES, TRACED
-from benchmarks.profile import MIXES_THREADS
 from tests.lab.programs import program
 
 pytest.importorskip("aiomqtt", reason="aiomqtt is a baseline and is not installed")
@@ -85,7 +85,7 @@ def test_the_group_of_peers_contains_each_engine() -> None:
     assert set(TRACED) < set(ENGINES)
 
 
-@pytest.mark.skipif(MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
+@pytest.mark.skipif(profile.MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
 @pytest.mark.parametrize(
     ("connectors", "function", "thread"),
     [
@@ -104,7 +104,7 @@ def test_a_profile_has_the_functions_of_all_threads(connectors: tuple[str, ...],
     assert (thread, function) in found
 
 
-@pytest.mark.skipif(MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
+@pytest.mark.skipif(profile.MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
 def test_a_profile_has_the_calls_per_task() -> None:
     rows = cells(run("chain", "--size", "50", "--top", "1000", module="benchmarks.profile").stdout)
     assert [row[2] for row in rows if row[4].endswith(" noop |")] == ["0.98"]
@@ -125,7 +125,17 @@ def test_a_profile_of_the_event_loop_or_of_memory_has_rows(shape: str, kind: str
     assert any(one[-1].startswith(row) for one in cells(done.stdout))
 
 
-@pytest.mark.skipif(not MIXES_THREADS, reason="the profile is right before Python 3.12")
+@pytest.mark.skipif(profile.MIXES_THREADS, reason="cProfile mixes the calls of all threads since Python 3.12")
+def test_the_summary_has_the_command_and_the_functions_of_each_profile() -> None:
+    arguments = {"shape": "chain", "size": 50, "connector": ["http"], "log_level": "INFO"}
+    row = cells(profile.summary({"engine, chain": arguments}))[-1]
+    assert row[:2] == ["| engine, chain", "`chain --size 50 --connector http --log-level INFO`"]
+    assert "µs of CPU time per task" in row[2]
+    assert row[3].startswith("own µs per task: ")
+    assert row[3].count(";") == profile.TOP - 1
+
+
+@pytest.mark.skipif(not profile.MIXES_THREADS, reason="the profile is right before Python 3.12")
 def test_a_profile_is_refused_where_it_would_mix_threads() -> None:
     done = run("chain", module="benchmarks.profile")
     assert done.returncode == 2
@@ -201,7 +211,7 @@ def test_less_memory_is_smaller() -> None:
 def test_the_table_is_written_between_its_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(command_line, "README", readme)
+    monkeypatch.setattr(_readme, "README", readme)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--tiny", "imports", "--write"])
     command_line.main()
     before, title, *_, after = readme.read_text(encoding="utf-8").splitlines()
