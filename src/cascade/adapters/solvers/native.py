@@ -1,11 +1,12 @@
 """Topological sort of a graph."""
 
-from collections import defaultdict
 from collections.abc import Container
 from operator import attrgetter
 
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime.protocols import ExecutionPlan
+
+_name_of = attrgetter("name")
 
 
 class NativeSolver:
@@ -17,24 +18,27 @@ class NativeSolver:
         Raises:
             ValueError: The graph has a cycle, or an edge to a node that is not in the graph. The text names the nodes.
         """
-        waiting = dict.fromkeys((node.id for node in graph.nodes), 0)
-        consumers: dict[str, list[Node]] = defaultdict(list)
+        consumers: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
+        waiting = dict.fromkeys(consumers, 0)
         for edge in graph.edges:
-            source_id, target = edge.source.id, edge.target
-            if source_id not in waiting or target.id not in waiting:
-                raise _dangling_edge(edge, waiting)
-            waiting[target.id] += 1
-            consumers[source_id].append(target)
+            try:
+                consumers[edge.source.id].append(edge.target)
+                waiting[edge.target.id] += 1
+            except KeyError:
+                raise _dangling_edge(edge, waiting) from None
         plan: ExecutionPlan = []
         stage = [node for node in graph.nodes if not waiting[node.id]]
         while stage:
-            plan.append(sorted(stage, key=attrgetter("name")))
-            stage = []
-            for node in plan[-1]:
-                for target in consumers.get(node.id, ()):
-                    waiting[target.id] -= 1
-                    if not waiting[target.id]:
-                        stage.append(target)
+            if len(stage) > 1:
+                stage.sort(key=_name_of)
+            plan.append(stage)
+            ready: list[Node] = []
+            for node in stage:
+                for target in consumers[node.id]:
+                    waiting[target.id] = left = waiting[target.id] - 1
+                    if not left:
+                        ready.append(target)
+            stage = ready
         if sum(map(len, plan)) < len(graph.nodes):
             raise ValueError(f"The workflow has a cycle: {' -> '.join(_cycle(graph, waiting))}")
         return plan
