@@ -13,7 +13,7 @@ from cascade._context_managers import context_manager
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime._labels import Labels
-from cascade.runtime.bus import MessageBus
+from cascade.runtime.bus import Handler, MessageBus
 from cascade.runtime.control.admission import Admission, Permit
 from cascade.runtime.control.limiters import AdmissionKey
 from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
@@ -223,14 +223,14 @@ class RunContext:
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:
         """Publish an event of this run, if it has a handler."""
-        if self.bus.handlers(event_type):
+        if handlers := self.bus.handlers(event_type, succeeded=fields.get("status") == "Succeeded"):
             fields["timestamp"] = self.clock.now_ns() / 1e9
-            self.publish(event_type, fields)
+            self.publish(event_type, fields, handlers)
 
-    def publish(self, event_type: type[Event], fields: dict[str, Any]) -> None:
-        """Publish an event of this run with these fields and the run_id."""
+    def publish(self, event_type: type[Event], fields: dict[str, Any], handlers: tuple[Handler, ...]) -> None:
+        """Publish an event of this run with these fields and the run_id to its handlers."""
         fields["run_id"] = self.run_id
-        self.bus.publish(event_type.from_fields(fields))
+        self.bus.call(handlers, event_type.from_fields(fields))
 
     def enter_span(self, task: TaskContext) -> AbstractContextManager[None] | None:
         """Make the task's span current, if the connector supports it. Returns the argument for `leave_span`."""

@@ -11,6 +11,7 @@ from cascade.graph.model import Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime._run_context import RunContext, seconds
+from cascade.runtime.bus import Handler
 from cascade.runtime.control.admission import Permit
 from cascade.runtime.events import (
     ErrorInfo,
@@ -26,6 +27,7 @@ from cascade.runtime.protocols import Slot
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import CURRENT_TASK, TaskContext
 from cascade.spec.nested import ATOMS, require_values
+from cascade.telemetry.trace_budget import Child
 
 logger = get_logger(__name__)
 
@@ -44,6 +46,7 @@ class TaskExecution:
         arguments: The arguments of the call; None before they are resolved, and after the end.
         permit: None if the task needs no slot of the executor and no constraint can block it.
         amounts: The amounts of system resources that the task holds.
+        child: The part and the size of the task in its trace; None before the start, and if nothing counts them.
     """
 
     label: str | None = None
@@ -52,6 +55,7 @@ class TaskExecution:
     waits: tuple[Wait, ...] = ()
     permit: Permit | None = None
     amounts: dict[str, float] | None = None
+    child: Child | None = None
     _task: TaskContext | None = None
 
     def __init__(
@@ -89,7 +93,7 @@ class TaskExecution:
                     "map_index": self.map_index,
                     "start_ns": self.start_ns,
                     "attempt_start_ns": self.attempt_start_ns,
-                    "child": run.trace.parts.child(node.id),
+                    "child": self.child,
                     "label": self.label,
                 }
             )
@@ -270,11 +274,11 @@ class TaskExecution:
         policy = self.node.retry_policy
         if (parts := self.run.trace.parts).is_active:
             retries = 0 if policy is None else policy.max_attempts
-            parts.start(self.node.id, self.node.name, self.map_id, self.map_index, retries)
-        if self.run.bus.handlers(TaskExecutionStarted, item=self.item is not None):
+            self.child = parts.start(self.node.id, self.node.name, self.map_id, self.map_index, retries)
+        if handlers := self.run.bus.handlers(TaskExecutionStarted, item=self.item is not None):
             attempt = 0 if policy is None else 1
             fields = {"timestamp": self.start_ns / 1e9, "start_ns": self.start_ns, "attempt": attempt}
-            self._publish(TaskExecutionStarted, fields)
+            self._publish(TaskExecutionStarted, fields, handlers)
 
     def _fail_before_start(self, error: Exception) -> None:
         self.start_ns = self.run.clock.now_ns()
@@ -283,18 +287,21 @@ class TaskExecution:
 
     def _finish(self, error: BaseException | None, output: Any = None, result: str = "") -> None:
         """Publish the end of the task."""
-        end_ns = self.run.clock.now_ns()
-        if not self.run.bus.handlers(TaskExecutionFinished, succeeded=error is None, item=self.item is not None):
+        run, end_ns = self.run, self.run.clock.now_ns()
+        handlers = run.bus.handlers(TaskExecutionFinished, succeeded=error is None, item=self.item is not None)
+        if not handlers:
             return
-        fields = self.run.outcome(error, result) | self._end_fields(self.start_ns, end_ns)
+        fields = run.outcome(error, result)
         fields["timestamp"], fields["duration"] = end_ns / 1e9, seconds(self.start_ns, end_ns)
-        fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
-        if self.run.bus.captured:
+        fields |= self._end_fields(self.start_ns, end_ns)
+        if self.node.retry_policy is not None:
+            fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
+        if run.bus.captured:
             fields["arguments"] = self.arguments.inputs if self.arguments else None
             fields["callable_obj"] = self.node.callable_obj
             fields["edges"] = self.planned.edges
             fields["output"] = output
-        self._publish(TaskExecutionFinished, fields)
+        self._publish(TaskExecutionFinished, fields, handlers)
 
     def _attempt_fields(self, end_ns: int, result: str, exception: ErrorInfo | None) -> dict[str, Any]:  # noqa: ARG002
         """Return the fields about the attempts of a task with a retry policy."""
@@ -318,18 +325,18 @@ class TaskExecution:
         self.waits = append_bounded(self.waits, Wait(reason, start_ns, self.run.clock.now_ns()))
 
     def _emit(self, event: type[TaskEvent], **fields: Any) -> None:
-        if self.run.bus.handlers(event, item=self.item is not None):
+        if handlers := self.run.bus.handlers(event, item=self.item is not None):
             fields["timestamp"] = self.run.clock.now_ns() / 1e9
-            self._publish(event, fields)
+            self._publish(event, fields, handlers)
 
-    def _publish(self, event: type[TaskEvent], fields: dict[str, Any]) -> None:
+    def _publish(self, event: type[TaskEvent], fields: dict[str, Any], handlers: tuple[Handler, ...]) -> None:
         node = self.node
         fields["task_id"], fields["task_name"] = node.id, node.name
         if self.map_id is not None:
             fields["map_id"], fields["map_index"] = self.map_id, self.map_index
         if self.label is not None:
             fields["label"] = self.label
-        self.run.publish(event, fields)
+        self.run.publish(event, fields, handlers)
 
 
 def _name_of(function: Any) -> str:

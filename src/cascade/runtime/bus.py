@@ -67,8 +67,13 @@ class MessageBus:
         self._routes.clear()
 
     def publish(self, event: Event) -> None:
+        """Call the handlers of an event."""
         kind, succeeded = type(event), getattr(event, "status", None) == "Succeeded"
-        for handler in self.handlers(kind, succeeded=succeeded, item=getattr(event, "map_id", None) is not None):
+        self.call(self.handlers(kind, succeeded=succeeded, item=getattr(event, "map_id", None) is not None), event)
+
+    def call(self, handlers: tuple[Handler, ...], event: Event) -> None:
+        """Call these handlers, which `handlers` has returned for the event."""
+        for handler in handlers:
             try:
                 handler(event)
             except FAULTS as error:
