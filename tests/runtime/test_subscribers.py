@@ -10,6 +10,7 @@ from cascade.messaging.bus import MessageBus as Messages
 from cascade.runtime import events
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
+from cascade.spec.lazy_types import MappedLazyResult
 from cascade.spec.protocols import Connector
 from cascade.telemetry.identity import place_run, span_id
 from cascade.testing import FixedClock, RunRecord, record_run
@@ -75,6 +76,18 @@ def test_an_invalid_level_is_rejected_before_any_subscription() -> None:
         HumanReadableLogSubscriber(MessageBus(), min_level="LOUD")
 
 
+class BrokenFactory:
+    """A factory of items that raises."""
+
+    name = "broken"
+
+    def map(self, **kwargs: Any) -> Any:
+        return MappedLazyResult(self, kwargs)
+
+    def __call__(self, x: int) -> Any:
+        raise ValueError("broken")
+
+
 LEVELS = ["debug", "info", "warning", "error"]
 
 
@@ -87,6 +100,8 @@ async def test_no_message_below_the_level_reaches_the_bus_of_messages(level: str
     await engine.run(half.map(x=[1, 2]))
     with pytest.raises(ZeroDivisionError):
         await engine.run(half.map(x=[1, 0]).with_retry(1))
+    with pytest.raises(ValueError, match="broken"):
+        await engine.run(BrokenFactory().map(x=[1]))
     assert {name for name, *_ in printed.mock_calls} == set(LEVELS[LEVELS.index(level) :])
 
 

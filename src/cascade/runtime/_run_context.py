@@ -223,7 +223,8 @@ class RunContext:
 
     def emit(self, event_type: type[Event], **fields: Any) -> None:
         """Publish an event of this run, if it has a handler."""
-        if handlers := self.bus.handlers(event_type, succeeded=fields.get("status") == "Succeeded"):
+        succeeded, item = fields.get("status") == "Succeeded", fields.get("map_id") is not None
+        if handlers := self.bus.handlers(event_type, succeeded=succeeded, item=item):
             fields["timestamp"] = self.clock.now_ns() / 1e9
             self.publish(event_type, fields, handlers)
 
