@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade.graph.model import Node, join_arguments, split_arguments
 from cascade.runtime._plan import PlannedNode
-from cascade.runtime._retried_execution import RetriedExecution, execution_class
+from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import WindowLimiter
@@ -24,6 +24,7 @@ from cascade.runtime.events import (
     Wait,
 )
 from cascade.runtime.exceptions import add_task_note, is_cancellation
+from cascade.runtime.flow import FlowManager
 from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.lazy_types import LazyResult, label_of
 from cascade.spec.signature import require_items
@@ -48,13 +49,13 @@ class MapExecution:
         run: RunContext,
         resolver: ArgumentResolver,
         planned: PlannedNode,
-        on_resolved: Callable[[PlannedNode], None],
+        flow: FlowManager,
     ) -> None:
         self._run = run
         self._resolver = resolver
         self._planned = planned
         self._node = planned.node
-        self._on_resolved = on_resolved
+        self._flow = flow
         self._size: int | None = None
         self._done = self._failed = self._cached = 0
         self._start_ns = self._progress_ns = 0
@@ -88,7 +89,7 @@ class MapExecution:
             self._publish_started()
             self._publish_finished(self._run.outcome(error, "error"))
             raise
-        self._on_resolved(self._planned)
+        self._flow.release(self._planned.release_arguments(), self._run.state)
         self._size = len(items)
         self._publish_started()
         try:
@@ -156,12 +157,10 @@ class MapExecution:
         except Exception as error:
             self._fail_item(index, error)
             raise
-        execution = execution_class(node)(
-            self._run, self._resolver, node, self._planned, self._node.id, index, node.literal_inputs
+        given = self._run, self._resolver, node, self._planned, self._node.id, index, node.literal_inputs
+        return (
+            TaskExecution(*given) if node.retry_policy is None else RetriedExecution(*given, sleep=self._limiter.sleep)
         )
-        if isinstance(execution, RetriedExecution):
-            execution.on_backoff = self._limiter.back_off
-        return execution
 
     def _fail_item(self, index: int, error: Exception) -> None:
         """Publish the failure of an item whose factory raised an error."""

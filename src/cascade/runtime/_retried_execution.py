@@ -1,10 +1,9 @@
 """Executes a task with a retry policy."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from cascade.graph.model import Node
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime.events import Attempt, ErrorInfo, TaskExecutionStarted, TaskRetrying
 from cascade.runtime.exceptions import Tracebacks, add_later_error, append_bounded, result_of
@@ -12,25 +11,24 @@ from cascade.runtime.task_context import in_context
 from cascade.spec.retry import RetryPolicy, checked_seconds
 
 
-def execution_class(node: Node) -> type[TaskExecution]:
-    """Return the class that executes a task: with or without a retry policy."""
-    return TaskExecution if node.retry_policy is None else RetriedExecution
-
-
 class RetriedExecution(TaskExecution):
     """Execution of a task with a retry policy: calls the function until an attempt succeeds or the policy ends.
 
+    `sleep` waits for the delay of a retry; by default `asyncio.sleep`.
+
     Attributes:
-        on_backoff: Called with 1 before the delay of a retry, and with -1 after it.
         attempts: The ended attempts; at most `MAX_HISTORY`.
         attempt_count: The number of ended attempts.
         is_in_attempt: False before the first attempt and between two attempts.
     """
 
-    on_backoff: Callable[[int], None] | None = None
     attempts: tuple[Attempt, ...] = ()
     attempt_count = 0
     is_in_attempt = False
+
+    def __init__(self, *args: Any, sleep: Callable[[float], Awaitable[None]] | None = None) -> None:
+        super().__init__(*args)
+        self._sleep = sleep or asyncio.sleep
 
     @property
     def policy(self) -> RetryPolicy:
@@ -79,23 +77,13 @@ class RetriedExecution(TaskExecution):
     async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
         self._release_permit()
         try:
-            await self._back_off(delay)
+            await self._sleep(delay)
         finally:
             self._add_wait("retry", start_ns)
         if self.permit is not None and not self.permit.try_acquire():
             self._release_resources()  # a blocked task holds no resources
             await self._acquire()
             self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)
-
-    async def _back_off(self, delay: float) -> None:
-        if self.on_backoff is None:
-            await asyncio.sleep(delay)
-            return
-        self.on_backoff(1)
-        try:
-            await asyncio.sleep(delay)
-        finally:
-            self.on_backoff(-1)
 
     def _add_attempt(self, end_ns: int, result: str, exception: ErrorInfo | None) -> None:
         self.is_in_attempt = False

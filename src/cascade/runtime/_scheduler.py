@@ -10,13 +10,14 @@ from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._plan import PlannedNode, release_plan, set_order
-from cascade.runtime._retried_execution import execution_class
+from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext
+from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError, add_task_note, suggestion
 from cascade.runtime.flow import PRUNED, FlowManager, Skip
-from cascade.runtime.protocols import Discarding, Solver
+from cascade.runtime.protocols import Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.input import ParamSpec
@@ -43,7 +44,6 @@ class Scheduler:
         self._deciders: dict[str, str] = {}  # by id of a skipped node: the condition or selector
         self._ready: deque[PlannedNode] = deque()
         self._group = TaskGroup(run)
-        self._can_discard = isinstance(run.state, Discarding)
         self._can_skip = True
         self._nodes: dict[str, PlannedNode] = {}
 
@@ -101,9 +101,10 @@ class Scheduler:
         elif node.param_spec is not None:
             self._complete(planned, input_value(node, run.params))
         elif node.node_type == "map":
-            self._complete(planned, await MapExecution(run, self._resolver, planned, self._release_arguments).execute())
+            self._complete(planned, await MapExecution(run, self._resolver, planned, self._flow).execute())
         else:
-            self._complete(planned, await execution_class(node)(run, self._resolver, node, planned).execute())
+            kind = TaskExecution if node.retry_policy is None else RetriedExecution
+            self._complete(planned, await kind(run, self._resolver, node, planned).execute())
         if self._ready:
             self._group.start()
 
@@ -138,17 +139,7 @@ class Scheduler:
                 self._route_settled(planned, consumer)
         if planned.id == self._target_id:
             self._group.finish()
-        self._discard(flow.release_inputs(planned))
-
-    def _release_arguments(self, planned: PlannedNode) -> None:
-        self._discard(self._flow.release(planned.release_arguments()))
-
-    def _discard(self, unused: Iterable[PlannedNode]) -> None:
-        state: Any = self._run.state
-        for planned in unused:
-            if planned.has_value and self._can_discard:
-                planned.has_value = False
-                state.discard_result(planned.id)
+        flow.release_inputs(planned, self._run.state)
 
     def _await_chosen_route(self, edge: Edge, consumer: PlannedNode) -> None:
         """Mark the branch that the selector has chosen as needed. The consumer waits for it.

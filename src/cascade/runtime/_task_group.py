@@ -223,10 +223,14 @@ class WindowLimiter:
         self._next += 1
         return self._run_one(self._next - 1)
 
-    def back_off(self, change: int) -> None:
-        """Add `change` to the number of coroutines that wait for the delay of a retry."""
-        self._backing_off += change
+    async def sleep(self, delay: float) -> None:
+        """Wait for the delay of a retry, in one of the coroutines."""
+        self._backing_off += 1
         self._start()
+        try:
+            await asyncio.sleep(delay)
+        finally:
+            self._backing_off -= 1
 
     def _start(self) -> None:
         if self._next < self._count:

@@ -36,7 +36,6 @@ class FlowManager:
         self.branches: dict[str, list[PlannedNode]] = defaultdict(list)
         self._open_branches: dict[str, list[PlannedNode]] = defaultdict(list)
         """By consumer: the branches that are not rejected yet."""
-        self._unused: list[PlannedNode] = []
         self.has_decisions = False
         for edge in graph.edges:
             if edge.edge_type is _DATA and edge.router is None:
@@ -96,7 +95,7 @@ class FlowManager:
             if planned.demand:
                 continue
             if planned.is_needed:
-                self._unused.append(planned)
+                _discard(planned, state_backend)
                 continue
             state_backend.mark_skipped(planned.id, PRUNED)
             pruned.append(planned.id)
@@ -104,25 +103,20 @@ class FlowManager:
             stack.extend(self._open_branches.pop(planned.id, []))
         return pruned
 
-    def release(self, sources: Iterable[PlannedNode]) -> list[PlannedNode]:
-        """Stop using the values of nodes, once for each occurrence.
-
-        Returns the nodes whose values have become unused since the last call.
-        """
-        unused, self._unused = self._unused, []
+    def release(self, sources: Iterable[PlannedNode], state_backend: StateBackend) -> None:
+        """Stop using the values of nodes, once for each occurrence."""
         for source in sources:
             source.demand -= 1
             if not source.demand:
-                unused.append(source)
-        return unused
+                _discard(source, state_backend)
 
-    def release_inputs(self, planned: PlannedNode) -> list[PlannedNode]:
-        """Release all values that an ended node has used, or might have used. Returns the unused nodes like `release`."""
-        branches = self._open_branches.pop(planned.id, ()) if self._open_branches else ()
-        unused = self.release((*planned.held, *branches) if branches else planned.held)
+    def release_inputs(self, planned: PlannedNode, state_backend: StateBackend) -> None:
+        """Release all values that an ended node has used, or might have used."""
+        self.release(planned.held, state_backend)
+        if self._open_branches:
+            self.release(self._open_branches.pop(planned.id, ()), state_backend)
         if not planned.demand:
-            unused.append(planned)
-        return unused
+            _discard(planned, state_backend)
 
     def should_skip(self, node: Node, state_backend: StateBackend) -> str | None:
         """Return the reason to skip a node whose upstream nodes have ended; None if it runs."""
@@ -157,6 +151,13 @@ class FlowManager:
         return (
             f"{_display_name(planned.node, first=True)} was skipped: {via}{_root_cause(root, state_backend, own=own)}"
         )
+
+
+def _discard(planned: PlannedNode, state_backend: Any) -> None:
+    """Discard an unused value, if the state has it and is `Discarding`."""
+    if planned.has_value and (discard := getattr(state_backend, "discard_result", None)) is not None:
+        planned.has_value = False
+        discard(planned.id)
 
 
 def _skipped_upstream(planned: PlannedNode, state: StateBackend) -> PlannedNode | None:
