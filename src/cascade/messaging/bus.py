@@ -48,11 +48,12 @@ class MessageStore:
     def get(self, msg_id: str, default: str = "", **kwargs: Any) -> str:
         """Return the formatted text. Never raises: after a formatting error, the text describes that error."""
         texts = self._texts.get(msg_id, {})
-        template = texts.get("")
         for name in kwargs:
             if name in texts:
-                template = texts[name]
+                template: str | None = texts[name]
                 break
+        else:
+            template = texts.get("")
         if template is None:
             return default or f"<{msg_id}>"
         try:
@@ -75,27 +76,27 @@ class MessageBus:
 
     def __init__(self, store: MessageStore) -> None:
         self.store = store
-        self._renderer: Renderer | None = None
+        self._render: Callable[..., None] = _drop
 
     def set_renderer(self, renderer: Renderer) -> None:
-        self._renderer = renderer
+        self._render = renderer.render
         self.shows_ids = getattr(renderer, "shows_ids", False) is True
 
     def debug(self, msg_id: str, **kwargs: Any) -> None:
-        self._render(msg_id, "debug", kwargs)
+        self._render(msg_id, "debug", **kwargs)
 
     def info(self, msg_id: str, **kwargs: Any) -> None:
-        self._render(msg_id, "info", kwargs)
+        self._render(msg_id, "info", **kwargs)
 
     def warning(self, msg_id: str, **kwargs: Any) -> None:
-        self._render(msg_id, "warning", kwargs)
+        self._render(msg_id, "warning", **kwargs)
 
     def error(self, msg_id: str, **kwargs: Any) -> None:
-        self._render(msg_id, "error", kwargs)
+        self._render(msg_id, "error", **kwargs)
 
-    def _render(self, msg_id: str, level: str, kwargs: dict[str, Any]) -> None:
-        if self._renderer is not None:
-            self._renderer.render(msg_id, level, **kwargs)
+
+def _drop(*_message: str, **_values: Any) -> None:
+    pass
 
 
 bus = MessageBus(MessageStore())

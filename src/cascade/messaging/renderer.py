@@ -63,7 +63,7 @@ class CliRenderer(_LineRenderer):
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._is_shown(level):
             # An exception may have no text: "TimeoutError: ".
-            shown = {name: _masked(value) for name, value in kwargs.items()}
+            shown: dict[str, Any] = {n: v if type(v) is float else _masked(v) for n, v in kwargs.items()}
             self._write(printable(self._store.get(msg_id, **shown)).removesuffix(": "))
 
 

@@ -101,10 +101,7 @@ class LogCorrelation:
         event_bus.subscribe(RunStarted, self._begin)
 
     def print(self, event: Event, messages: Messages, level: str, msg_id: str, values: dict[str, Any]) -> None:
-        """Print a message about the event. Meanwhile `message_ids` has the ids of the event, if the renderer prints them."""
-        if messages.shows_ids is not True:  # `is`, because a bus may be a mock
-            getattr(messages, level)(msg_id, **values)
-            return
+        """Print a message about the event. Meanwhile `message_ids` has the ids of the event."""
         token = message_ids.set(partial(self.ids_of, event))
         try:
             getattr(messages, level)(msg_id, **values)

@@ -98,7 +98,10 @@ class HumanReadableLogSubscriber:
     def _print(self, event: Event, level: str, msg_id: str, **values: Any) -> None:
         # The global bus is read at each call: a program may replace it.
         messages = messaging_bus if self._own_messages is None else self._own_messages
-        self._correlation.print(event, messages, level, msg_id, values)
+        if messages.shows_ids is True:  # `is`, because a bus may be a mock
+            self._correlation.print(event, messages, level, msg_id, values)
+        else:
+            getattr(messages, level)(msg_id, **values)
 
     def on_run_started(self, event: RunStarted) -> None:
         self._print(event, "info", "run.started", target_tasks=event.target_tasks)
