@@ -24,7 +24,7 @@ class PlannedNode:
         id: The id of the node.
         node: The node of the graph.
         plan_node: The node that the executor gets. The solver may replace the node of the graph.
-        position: The position in the order of the solver.
+        position: The position in the order of the solver; -1 before it is known.
         edges: The edges to the node, in the order of the call.
         sources: The source of each edge.
         consumers: The nodes that wait for this node, one for each edge. The edge from a branch to the consumer of its router
@@ -60,7 +60,7 @@ class PlannedNode:
         self.id = node.id
         self.node = node
         self.plan_node: Any = node
-        self.position = 0
+        self.position = -1
         self.edges: tuple[Edge, ...] = ()
         self.sources: tuple[PlannedNode, ...] = ()
         self.held: tuple[PlannedNode, ...] = ()
@@ -118,15 +118,17 @@ def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
 
 def set_order(nodes: dict[str, PlannedNode], plan: ExecutionPlan) -> list[PlannedNode]:
     """Set the positions and the nodes for the executor from the plan of the solver. Returns all nodes in this order."""
-    order: dict[PlannedNode, None] = {}
+    ordered: list[PlannedNode] = []
     for stage in plan:
         for plan_node in stage:
-            if (planned := nodes.get(plan_node.id)) is not None:
-                planned.plan_node = plan_node
-                order[planned] = None
-    ordered = [*order, *(planned for planned in nodes.values() if planned not in order)]
-    for position, planned in enumerate(ordered):
-        planned.position = position
+            planned = nodes.get(plan_node.id)
+            if planned is not None and planned.position < 0:
+                planned.plan_node, planned.position = plan_node, len(ordered)
+                ordered.append(planned)
+    for planned in nodes.values() if len(ordered) < len(nodes) else ():
+        if planned.position < 0:
+            planned.position = len(ordered)
+            ordered.append(planned)
     return ordered
 
 
