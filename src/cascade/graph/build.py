@@ -1,7 +1,7 @@
 """Builds the graph of a lazy result and all its upstream nodes."""
 
 from collections.abc import Coroutine, Iterator
-from itertools import count, repeat
+from itertools import repeat
 from math import inf
 from typing import Any
 
@@ -14,6 +14,9 @@ from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
 _DATA, _POSITIONAL = EdgeType.DATA, ArgKind.POSITIONAL
+_POSITIONS = tuple(map(str, range(32)))
+"""Names of the first positional arguments. `str` would create a new text for each argument of each node."""
+_NO_LITERALS: dict[str, Any] = {}
 
 
 def build_graph(target: Any) -> Graph:
@@ -96,17 +99,21 @@ class GraphBuilder:
         while self._worklist:
             lazy, node = self._worklist.pop()
             arguments = _arguments(lazy)
+            literals: dict[str, Any] = {}
             for name, kind, value in arguments:
                 if type(value) is LazyResult:  # the most common source
                     self._add_edge(value, node, name, _DATA, kind)
                 elif issubclass(type(value), SOURCES):
                     self._add_source(value, node, name, kind, EdgeType.DATA)
                 else:
-                    yield from self._add_literal(value, node, name, kind)
+                    literals[_key(name, kind, node)] = value
+                    yield from self._add_nested(value, node, name, kind)
                 if len(self._nodes) >= self._limit:
                     yield False
-            if 0 < len(node.literal_inputs) < len(arguments) and len(arguments) - (node.positional or 0) > 1:
-                node.order = tuple(_key(name, kind, node) for name, kind, _ in arguments)
+            if literals:
+                node.literal_inputs = literals
+                if len(literals) < len(arguments) and len(arguments) - (node.positional or 0) > 1:
+                    node.order = tuple(_key(name, kind, node) for name, kind, _ in arguments)
             if lazy._condition is not None:
                 self._add_edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
             if lazy._constraints is not None:
@@ -117,8 +124,7 @@ class GraphBuilder:
             if isinstance(amount, LAZY):
                 self._add_edge(amount, node, resource, EdgeType.CONSTRAINT)
 
-    def _add_literal(self, value: Any, node: Node, name: str, kind: ArgKind) -> Iterator[bool]:
-        node.literal_inputs[_key(name, kind, node)] = value
+    def _add_nested(self, value: Any, node: Node, name: str, kind: ArgKind) -> Iterator[bool]:
         if type(value) in ATOMS:
             return
         known = set[Any]()
@@ -199,7 +205,8 @@ def _key(name: str, kind: ArgKind, node: Node) -> str:
 def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:
     if isinstance(lazy, MappedLazyResult):
         return [(name, ArgKind.KEYWORD, value) for name, value in lazy.mapping_kwargs.items()]
-    found = [*zip(map(str, count()), repeat(_POSITIONAL), lazy.args, strict=False)]
+    names = _POSITIONS if len(lazy.args) <= len(_POSITIONS) else map(str, range(len(lazy.args)))
+    found = [*zip(names, repeat(_POSITIONAL), lazy.args, strict=False)]
     return found + [(name, ArgKind.KEYWORD, value) for name, value in lazy.kwargs.items()] if lazy.kwargs else found
 
 
@@ -216,7 +223,7 @@ def _node_from(lazy: Any) -> Node:
         lazy._retry_policy,
         lazy._cache_policy,
         lazy._constraints,
-        {},
+        _NO_LITERALS,
         getattr(task, "threaded", None),
         0 if is_map else len(lazy.args),
         None,

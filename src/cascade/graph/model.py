@@ -52,7 +52,7 @@ class Node:
 
     Attributes:
         param_spec: Set for an input, which is a Param or an Env.
-        literal_inputs: The literal arguments by key.
+        literal_inputs: The literal arguments by key. Read only: the nodes of a graph without any share one dict.
         positional: The number of positional arguments. With None, each key made of digits is a position.
         order: The keys of all arguments in the order of the call, if literal and lazy keyword arguments are mixed.
         label: The label of the call, or of each item of a map.

@@ -113,6 +113,9 @@ def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
     for target_id, group in groupby(graph.edges, key=attrgetter("target.id")):
         edges = tuple(group)
         nodes[target_id].add_sources(edges, tuple([nodes[edge.source.id] for edge in edges]))
+    for planned in nodes.values():
+        if len(planned.consumers) > 1:
+            planned.consumers = planned.consumers[:]  # `append` has allocated room for more
     return nodes
 
 
