@@ -14,7 +14,7 @@ from cascade.adapters.executors.local import LocalExecutor
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from cascade.runtime.threads import MANY_OBJECTS, is_shutdown_error, start_thread, without_gc
+from cascade.runtime.threads import MANY_OBJECTS, SWITCH_INTERVAL, creating_objects, is_shutdown_error, start_thread
 from stack.addresses import reserved_port
 from tests.lab.extras import needs
 from tests.lab.waiting import HANG
@@ -193,17 +193,17 @@ def test_without_an_asyncio_event_loop_the_error_names_cs_run_in_a_thread(caller
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_process_that_is_forked_during_the_plan_of_a_large_graph_has_a_garbage_collector() -> None:
+def test_a_process_that_is_forked_during_the_plan_of_a_large_graph_has_the_settings_of_the_program() -> None:
     program = """
-import gc, os
+import gc, os, sys
 import cascade as cs
 from cascade.runtime.engine import LARGE_GRAPH, Engine
 
 class Forking(cs.NativeSolver):
     def resolve(self, graph):
         if not (child := os.fork()):
-            os._exit(gc.isenabled())
-        print(gc.isenabled(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            os._exit(gc.isenabled() and sys.getswitchinterval() == 0.004)
+        print(gc.isenabled(), sys.getswitchinterval() < 0.004, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         return super().resolve(graph)
 
 async def main():
@@ -212,36 +212,53 @@ async def main():
     await engine.run(cs.task(len, name="count")([number(i) for i in range(LARGE_GRAPH)]))
 
 import asyncio
+sys.setswitchinterval(0.004)
 asyncio.run(main())
-print(gc.isenabled())
+print(gc.isenabled(), sys.getswitchinterval())
 """
     command = [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
-    assert (done.stdout, done.stderr) == ("False 1\nTrue\n", "")
+    assert (done.stdout, done.stderr) == ("False True 1\nTrue 0.004\n", "")
 
 
 def is_young(made: object) -> bool:
     return any(made is one for one in gc.get_objects(generation=0))
 
 
-def test_many_objects_of_a_block_without_collections_are_old_at_its_end() -> None:
-    with without_gc():
+def test_many_new_objects_are_old_at_the_end_of_the_block_that_creates_them() -> None:
+    with creating_objects():
         few = [object() for _ in range(10)]
-    with without_gc():
+    with creating_objects():
         many = [[number] for number in range(MANY_OBJECTS + 1)]
         assert is_young(many)
     assert not is_young(many)
     assert few
 
 
-def test_a_block_without_collections_keeps_the_frozen_objects_of_a_program() -> None:
+def test_a_block_that_creates_many_objects_keeps_the_frozen_objects_of_a_program() -> None:
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
-        with without_gc():
+        with creating_objects():
             many = [[number] for number in range(MANY_OBJECTS + 1)]
         assert gc.get_freeze_count() == pytest.approx(frozen, abs=100)
         assert gc.isenabled()
         del many
     finally:
         gc.unfreeze()
+
+
+def test_a_block_that_creates_objects_keeps_the_settings_of_a_program_and_of_a_block_around_it() -> None:
+    gc.disable()
+    try:
+        with creating_objects():
+            assert sys.getswitchinterval() == SWITCH_INTERVAL
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    with creating_objects():
+        with creating_objects():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert sys.getswitchinterval() > SWITCH_INTERVAL

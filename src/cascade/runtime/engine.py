@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
@@ -28,7 +27,7 @@ from cascade.runtime.resolvers import node_fields
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
-from cascade.runtime.threads import in_thread, without_gc
+from cascade.runtime.threads import creating_objects, in_thread
 from cascade.spec.lazy_types import Lazy, MappedLazyResult
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import new_run_id
@@ -46,10 +45,6 @@ DISCONNECT_TIMEOUT = 30.0
 
 LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
-
-SWITCH_SECONDS = 2e-4
-"""Sleep of this thread after each `LARGE_GRAPH` nodes, in which the event loop runs. In a shorter sleep, the event loop may
-not wake up; its next wait for the interpreter then starts anew, and it runs after 50 ms."""
 
 
 class Engine:
@@ -186,7 +181,7 @@ class Engine:
             resources.collect(graph.nodes)
 
         try:
-            with without_gc():
+            with creating_objects():
                 await in_thread(prepare) if len(graph.nodes) >= LARGE_GRAPH else prepare()
             await resources.set_up()
             await scheduler.run()
@@ -250,12 +245,10 @@ async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
     builder = GraphBuilder(target)
 
     def rest() -> tuple[Graph, dict[str, Any]]:
-        limit = LARGE_GRAPH
-        while not builder.run(limit := limit + LARGE_GRAPH):
-            time.sleep(SWITCH_SECONDS)
+        builder.run()
         return (graph := builder.graph), node_fields(graph)
 
-    with without_gc():
+    with creating_objects():
         return rest() if builder.run(limit=LARGE_GRAPH) else await in_thread(rest)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
@@ -27,6 +28,9 @@ CANCEL_GRACE = 5.0
 
 MANY_OBJECTS = 10_000
 """Number of new objects from which a collection of young objects takes milliseconds."""
+
+SWITCH_INTERVAL = 5e-4
+"""Seconds after which a thread that creates objects lets another thread run."""
 
 POLL_INTERVAL = 1.0
 """Seconds after which an idle `SerialThread` checks whether the interpreter is about to exit."""
@@ -93,42 +97,44 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 @context_manager
-def without_gc() -> Iterator[None]:
-    """Disable garbage collections in a block that creates objects which stay in use.
+def creating_objects() -> Iterator[None]:
+    """Disable garbage collections in a block that creates objects which stay in use, and switch threads more often.
 
-    Each collection would traverse them, which takes longer than their creation. Many new objects join the oldest generation
-    at the end: the next collection of young objects would block the event loop for as long.
+    Each collection would traverse the new objects, which takes longer than their creation. Many new objects join the oldest
+    generation at the end: the next collection of young objects would block the event loop for as long. The event loop would
+    also wait for the default interval, 5 ms, each time that it needs the interpreter while a thread creates the objects.
     """
-    if not gc.isenabled():
+    if not _is_creating.acquire(blocking=False):  # another block has changed the settings
         yield
         return
-    block = object()
-    _blocks_without_gc.add(block)
+    _settings[:] = gc.isenabled(), sys.getswitchinterval()
     gc.disable()
+    sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
     try:
         yield
     finally:
-        if (
-            gc.get_count()[0] > MANY_OBJECTS and not gc.get_freeze_count()
-        ):  # the frozen objects of a program stay frozen
+        if gc.get_count()[0] > MANY_OBJECTS and not gc.get_freeze_count():  # frozen objects stay frozen
             gc.freeze()
             gc.unfreeze()
-        gc.enable()
-        _blocks_without_gc.discard(block)
+        _restore_settings()
 
 
-_blocks_without_gc: set[object] = set()
+_is_creating = threading.Lock()
+_settings: list[Any] = []
 
 
-def _enable_gc() -> None:
-    """Enable the garbage collector in a forked child: the block that has disabled it ends in the parent only."""
-    if _blocks_without_gc:
-        _blocks_without_gc.clear()
-        gc.enable()
+def _restore_settings() -> None:
+    """Restore what a block has changed. In a forked child, the block ends in the parent only."""
+    if _is_creating.locked():
+        has_gc, interval = _settings
+        sys.setswitchinterval(interval)
+        if has_gc:
+            gc.enable()
+        _is_creating.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_enable_gc)
+    os.register_at_fork(after_in_child=_restore_settings)
 
 
 class Step:
