@@ -19,7 +19,7 @@ class NativeSolver:
             ValueError: The graph has a cycle, or an edge to a node that is not in the graph. The text names the nodes.
         """
         consumers: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
-        waiting = dict.fromkeys(consumers, 0)
+        waiting = {node.id: 0 for node in graph.nodes}
         for edge in graph.edges:
             try:
                 consumers[edge.source.id].append(edge.target)
@@ -34,7 +34,7 @@ class NativeSolver:
             plan.append(stage)
             ready: list[Node] = []
             for node in stage:
-                for target in consumers[node.id]:
+                for target in consumers.pop(node.id):  # all at once would block other threads
                     waiting[target.id] = left = waiting[target.id] - 1
                     if not left:
                         ready.append(target)
