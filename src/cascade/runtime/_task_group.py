@@ -3,12 +3,11 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from functools import partial
 from types import coroutine
 from typing import Any, Protocol
 
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.task_context import in_context
+from cascade.runtime.task_context import rest_in_context
 
 BURST = 32
 """Coroutines started in one turn of the event loop. If 100,000 are ready at once, the first ones end before the others
@@ -141,11 +140,10 @@ class TaskGroup:
     async def _work(self, number: int) -> None:
         """Run coroutines of the source, until one suspends."""
         members, idle, take, new_context = self._members, self._idle, self._source.take, self._owner.new_context
-        suspended = partial(self._suspended, number)
         try:
             await _pause()
             left = burst = BURST // len(idle)
-            while number in idle and not self._over.done():
+            while not self._over.done():
                 if not left:
                     if len(idle) > 1:
                         break
@@ -155,7 +153,14 @@ class TaskGroup:
                     await self._owner.bus.backpressure.room()
                 elif (work := take()) is not None:
                     left -= 1
-                    await in_context(new_context(), work, suspended)
+                    context = new_context()
+                    try:
+                        awaited = context.run(work.send, None)
+                    except StopIteration:
+                        continue
+                    self._replace(number)
+                    await rest_in_context(context, work, awaited)
+                    break
                 else:
                     break
         except asyncio.CancelledError as error:
@@ -171,8 +176,8 @@ class TaskGroup:
         """While no coroutine runs, one starts: it waits for telemetry and publishes this wait."""
         return self._owner.bus.backpressure.is_full() and self._source.ready() > 0
 
-    def _suspended(self, number: int) -> None:
-        """Called before a coroutine suspends for the first time: other members take over."""
+    def _replace(self, number: int) -> None:
+        """Add members that start other coroutines, because the coroutine of this one has suspended."""
         self._idle.discard(number)
         for _ in range(min(_SUCCESSORS, min(BURST, self._source.ready()) - len(self._idle))):
             self._add_member()

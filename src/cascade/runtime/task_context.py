@@ -155,30 +155,30 @@ def context_copier() -> Callable[[], Context]:
     return copy
 
 
-@coroutine
-def in_context(
-    context: Context, work: Coroutine[Any, Any, _T], on_suspend: Callable[[], None] | None = None
-) -> Generator[Any, Any, _T]:
-    """Await a coroutine in another context. It stays in the current asyncio task and can be cancelled as usual.
+async def in_context(context: Context, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await a coroutine in another context. It stays in the current asyncio task and can be cancelled as usual."""
+    try:
+        awaited = context.run(work.send, None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    return await rest_in_context(context, work, awaited)
 
-    `on_suspend` is called before the coroutine suspends for the first time.
-    """
-    step: Any = work.send
-    given: list[Any] = [None]  # emptied by each step: an error in this frame would make a reference cycle
+
+@coroutine
+def rest_in_context(context: Context, work: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
+    """Await the rest of a coroutine in its context. `awaited` is the result of its first step."""
+    given: list[Any] = []  # emptied by each step: an error in this frame would make a reference cycle
     while True:
+        step: Any = work.send
         try:
-            awaited = context.run(step, given.pop())
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        try:
-            if on_suspend is not None:
-                on_suspend()
-                on_suspend = None
             given.append((yield awaited))
-            step = work.send
         except GeneratorExit:
             context.run(work.close)
             raise
         except BaseException as error:  # noqa: BLE001 - handed to the coroutine
             given.append(error)
             step = work.throw
+        try:
+            awaited = context.run(step, given.pop())
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
