@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.memory import MemoryConnector, PublishedMessage
 from cascade.runtime.publish_queue import Message, PublishQueue
 from tests.lab.waiting import HANG, NEVER, until, with_timeout
 
@@ -60,6 +60,29 @@ def test_a_drain_publishes_messages_that_were_put_outside_of_a_loop() -> None:
     queue.put(message(0))
     asyncio.run(queue.drain(HANG))
     assert numbers(connector) == [0]
+
+
+class Buffer(MemoryConnector):
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+        if payload["n"] < 0:
+            raise OSError("no space")
+        self.messages.append(PublishedMessage(topic, payload, qos))
+        return True
+
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        raise AssertionError("put is called in place of publish")
+
+
+async def test_a_connector_with_a_buffer_gets_messages_at_once() -> None:
+    connector = Buffer()
+    queue = PublishQueue(connector)
+    for number in (0, -1, 1):
+        queue.put(message(number))
+    assert numbers(connector) == [0, 1]
+    assert (queue.published, queue.lost, queue.queued, queue.last_error) == (2, 1, 0, "OSError: no space")
+    queue.close("no connection")
+    queue.put(message(2))
+    assert (numbers(connector), queue.lost, queue.last_error) == ([0, 1], 2, "no connection")
 
 
 class Failing(MemoryConnector):
@@ -173,8 +196,6 @@ async def test_messages_after_a_dropped_message_are_published() -> None:
 class Full(MemoryConnector):
     """Has room for one message until `is_empty` is set."""
 
-    waits_in_publish_queue = True
-
     def __init__(self) -> None:
         super().__init__()
         self.is_empty = asyncio.Event()
@@ -184,6 +205,12 @@ class Full(MemoryConnector):
 
     async def room(self) -> None:
         await asyncio.wait({asyncio.ensure_future(self.is_empty.wait())}, timeout=0.01)
+
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+        if self.is_full():
+            return False
+        self.messages.append(PublishedMessage(topic, payload, qos))
+        return True
 
 
 async def test_messages_stay_in_the_queue_while_the_connector_is_full() -> None:

@@ -33,7 +33,7 @@ DISCONNECT_TIMEOUT = 20.0
 
 
 class FanoutConnector:
-    """Connector that forwards messages to several connectors, each with its own publish queue and count of lost messages.
+    """Connector that forwards messages to the publish queues of several connectors. Each queue counts its lost messages.
 
     If several connectors create spans, the span of the first one is the current span in tasks.
     """
@@ -124,8 +124,13 @@ class FanoutConnector:
             raise loss
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        self.put(topic, payload, qos)
+
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+        """Put a message into the queue of each connector. The queues limit their memory. Returns True."""
         for queue, capture in zip(self._queues, self._captures, strict=True):
             queue.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
+        return True
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         results = await _gather(self.connectors, lambda one: one.subscribe(topic, callback))

@@ -14,6 +14,7 @@ from cascade.telemetry.identity import RunTrace, SpanRef
 
 __all__ = [
     "Backpressure",
+    "Buffering",
     "CacheBackend",
     "CachePolicy",
     "Capturing",
@@ -155,6 +156,18 @@ class Backpressure(Protocol):
         """Return when there may be room; `is_full` is called again then. Many tasks may wait here at once.
 
         While the connector stays full, `room` is called again after a short pause.
+        """
+        ...
+
+
+@runtime_checkable
+class Buffering(Protocol):
+    """Optional for connectors with a bounded queue of their own: messages do not pass through the engine's queue as well."""
+
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+        """Queue a message, in the event loop, without blocking. Return False, without an effect, if the connector is full.
+
+        The engine then calls `publish` when the connector is not full any more (`Backpressure`), or at the end of the run.
         """
         ...
 

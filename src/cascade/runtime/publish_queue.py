@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from cascade._internal_errors import raise_in_tests
 from cascade.runtime.bus import CombinedBackpressure
-from cascade.runtime.guard import is_own_cancellation
-from cascade.runtime.protocols import Backpressure
+from cascade.runtime.guard import FAULTS, is_own_cancellation
+from cascade.runtime.protocols import Backpressure, Buffering
 from cascade.spec.protocols import Connector
 from cascade.telemetry.sanitize import error_text
 
@@ -43,8 +43,8 @@ class PublishQueue:
 
     Above `max_bytes`, the queue drops all messages that are not terminal, then the oldest terminal ones.
 
-    If the connector's attribute `waits_in_publish_queue` is True, messages stay in this queue while the connector is
-    full, until it has room or a drain ends.
+    A `Buffering` connector gets messages at once. They wait in this queue only while the connector is full, until it has room
+    or a drain ends.
 
     Attributes:
         published: The number of published messages.
@@ -70,7 +70,8 @@ class PublishQueue:
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._close_reason = ""
         self._backpressure = CombinedBackpressure()
-        if getattr(connector, "waits_in_publish_queue", False) is True and isinstance(connector, Backpressure):
+        self._put = connector.put if isinstance(connector, Buffering) else None
+        if self._put is not None and isinstance(connector, Backpressure):
             self._backpressure.add(connector)
         self._final_drains = 0  # drains that no longer wait for room in the connector
 
@@ -100,6 +101,15 @@ class PublishQueue:
         if self._close_reason:
             self._drop(1, self._close_reason)
             return
+        if self._put is not None and not self.queued:
+            try:
+                if self._put(message.topic, message.payload, message.qos):
+                    self.published += 1
+                    return
+            except FAULTS as error:
+                raise_in_tests(error)
+                self._drop(1, error_text(error))
+                return
         self._queue.append((self._count, message))
         self._count += 1
         self._bytes += message.size
@@ -162,6 +172,9 @@ class PublishQueue:
     async def _publish_all(self) -> None:
         now = asyncio.get_running_loop().time
         while self._queue:
+            if not self._final_drains and self._backpressure.is_full():
+                await self._backpressure.room()
+                continue
             self._progress_at = now()
             self._publishing, message = self._pop()
             try:
@@ -178,8 +191,6 @@ class PublishQueue:
                 self._wake_drains()
             if self._room is not None and self._bytes <= self._full_bytes // 2 and not self._room.done():
                 self._room.set_result(None)
-            while not self._final_drains and self._backpressure.is_full():
-                await self._backpressure.room()
 
     async def _abandon(self, target: int, reason: str) -> None:
         """Drop the messages before the target, also the one that is being published, and continue with the rest."""

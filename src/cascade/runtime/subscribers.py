@@ -226,6 +226,7 @@ class TelemetrySubscriber:
         self._bus = event_bus
         self._runs: dict[str, RunTelemetry] = {}
         self._events: deque[Event] = deque()
+        self._converted: deque[Message] = deque()
         self._has_failed = False
         self._reported = 0
         self._converters = Converters()
@@ -280,13 +281,17 @@ class TelemetrySubscriber:
                 if not self._has_failed:
                     self._has_failed = True
                     logger.exception("%s was not published; further failures are not logged", type(event).__name__)
+        while (
+            self._converted
+        ):  # a connector that encodes in `put` would displace the code of the conversion from the cache
+            self._queue.put(self._converted.popleft())
 
     def _convert(self, event: Event) -> None:
         run = self._runs.get(str(event.run_id)) or self._new_run(event)
         if run.header["source"] != source():  # a forked child: the parent reports the run
             return
         if (message := self._converters[type(event)](event, run)) is not None:
-            self._queue.put(self._stamped(message, run, event))
+            self._converted.append(self._stamped(message, run, event))
         if isinstance(event, RunFinished):
             self._runs.pop(run.run_id, None)
 

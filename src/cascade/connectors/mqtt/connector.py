@@ -174,6 +174,18 @@ class MqttConnector:
         Raises:
             ValueError: The topic is not valid, or the payload cannot be encoded as JSON.
         """
+        self._queue(topic, payload, qos)
+        if self.is_full():
+            await self.room()
+
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+        """Queue a message and return True, or return False if `is_full`. Raises the errors of `publish`."""
+        if self.is_full():
+            return False
+        self._queue(topic, payload, qos)
+        return True
+
+    def _queue(self, topic: str, payload: dict[str, Any], qos: int) -> None:
         if topic not in self._topics:
             if len(self._topics) >= _MAX_KNOWN_TOPICS:
                 self._topics.clear()
@@ -184,8 +196,6 @@ class MqttConnector:
         session = self._session
         if session is not None:
             session.wake()
-        if self.is_full():
-            await self.room()
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:
         """Call `callback`, in the running event loop, for each message on a topic filter, one at a time.

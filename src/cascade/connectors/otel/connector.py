@@ -88,9 +88,6 @@ class OtelConnector:
         TypeError: `tracer_provider` is not a tracer provider.
     """
 
-    waits_in_publish_queue = True
-    """`publish` does not wait for capacity: messages wait in the publish queue while `is_full`."""
-
     def __init__(
         self,
         endpoint: str | None = None,
@@ -169,6 +166,16 @@ class OtelConnector:
 
     async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:  # noqa: ARG002 - the protocol's
         """Export the spans that the message completes. A message of another process produces the same spans."""
+        self._export(payload)
+
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:  # noqa: ARG002 - the protocol's
+        """Export the spans that the message completes and return True, or return False if `is_full`."""
+        if self.is_full():
+            return False
+        self._export(payload)
+        return True
+
+    def _export(self, payload: dict[str, Any]) -> None:
         exports = self._exports or self._set_up()
         exports.signals.metrics.publish(payload)
         if exports.tracer is None:
