@@ -108,8 +108,13 @@ class LineProcess:
 
 
 def environment(tree: Path | None = None) -> dict[str, str]:
-    """Return the environment without telemetry variables. With a tree, `cascade` is imported from there."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CASCADE_")) and k != "TRACEPARENT"}
+    """Return the environment without telemetry variables. With a tree, `cascade` is imported from there.
+
+    Python may write byte code, which an installed package has: without it, each import would compile Cascade, but not the
+    packages with which it is compared.
+    """
+    left_out = {"TRACEPARENT", "PYTHONDONTWRITEBYTECODE"}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CASCADE_")) and k not in left_out}
     return kept if tree is None else {**kept, "PYTHONPATH": str(tree / "src")}
 
 

@@ -79,17 +79,17 @@ def test_a_rule_applies_to_all_outputs(
 
 def test_a_result_of_earlier_rules_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule is added between the last pass over a text and the storage of its result."""
-    text, mask_values = "token=x patient_id=Ann", vars(redact)["mask_values"]
+    text, redact_repeatedly = "token=x patient_id=Ann", vars(redact)["_redact_repeatedly"]
     is_done, may_return = threading.Event(), threading.Event()
 
     def slow(text: str) -> str:
-        result = str(mask_values(text))
-        if MASK in text:
+        result = str(redact_repeatedly(text))
+        if MASK in result:
             is_done.set()
             may_return.wait(HANG)
         return result
 
-    monkeypatch.setattr(redact, "mask_values", slow)
+    monkeypatch.setattr(redact, "_redact_repeatedly", slow)
     thread = threading.Thread(target=masked_name, args=(text,))
     thread.start()
     assert is_done.wait(HANG)
