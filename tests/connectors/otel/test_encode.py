@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -13,11 +14,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import cascade as cs
-from cascade.connectors.otel.encode import Envelope, encode_span, varint
+from cascade.connectors.memory import MemoryConnector
+from cascade.connectors.otel.encode import Envelope, encode_span, encode_task, varint
 from cascade.connectors.otel.live_spans import emit_finished
 from cascade.connectors.otel.provider import tracer_of
 from cascade.connectors.otel.span_data import SpanData, SpanEvent, SpanLink
+from cascade.connectors.otel.span_mapping import spans_of
 from cascade.telemetry import attributes as a
+from cascade.telemetry.wire import task_body
 
 exporter = InMemorySpanExporter()
 provider = TracerProvider(shutdown_on_exit=False)
@@ -92,6 +96,71 @@ def in_order(span: Any) -> Any:
 @given(SPANS)
 def test_the_encoding_equals_that_of_the_sdk(data: SpanData) -> None:
     assert in_order(Span.FromString(encode_span(data))) == in_order(by_the_sdk(data))
+
+
+LINKS = st.fixed_dictionaries({"trace_id": TRACE_IDS, "span_id": SPAN_IDS})
+COMMON: dict[str, Any] = {
+    "kind": st.just("task"),
+    "start_ns": NS,
+    "end_ns": st.integers(1, 2**63 - 2),
+    "result": st.just("success"),
+}
+OPTIONAL = {
+    "map_id": TEXT,
+    "map_index": st.integers(0, 2**40),
+    "label": TEXT,
+    "function": TEXT,
+    "links": st.lists(LINKS, max_size=3),
+    "link_count": st.integers(1, 1000),
+}
+TASK_IDS = st.one_of(TEXT, st.text("x\N{SNOWMAN}", min_size=400, max_size=2_100))
+
+
+def ended(task_id: str, trace_id: str, ids: tuple[str, str], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the message of a task that has succeeded."""
+    body = task_body(task_id, "work", "COMPLETED", 1.0, None, metadata)
+    return {"run_id": "r", "trace_id": trace_id, "span_id": ids[0], "parent_span_id": ids[1], "body": body}
+
+
+@given(TASK_IDS, TRACE_IDS, st.tuples(SPAN_IDS, SPAN_IDS), st.fixed_dictionaries(COMMON, optional=OPTIONAL))
+def test_the_span_of_a_common_message_equals_that_of_the_mapping(
+    task_id: str, trace_id: str, ids: tuple[str, str], metadata: dict[str, Any]
+) -> None:
+    payload = ended(task_id, trace_id, ids, metadata)
+    encoded, (data,) = encode_task(payload), spans_of(payload)
+    assert (encoded is None) == (len(task_id) > 500)
+    assert encoded is None or in_order(Span.FromString(encoded)) == in_order(Span.FromString(encode_span(data)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"waits": []},
+        {"attempts": []},
+        {"exception": {"type": "E", "message": ""}},
+        {"output": 1},
+        {"map_size": 0},
+        {"links": [{"trace_id": "1" * 32, "span_id": "2" * 16, "tracestate": "a=b"}]},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_message_with_other_keys_has_no_common_span(other: dict[str, Any]) -> None:
+    metadata = {"kind": "task", "start_ns": 1, "end_ns": 2, "result": "success"}
+    payload = ended("t", "1" * 32, ("2" * 16, "3" * 16), metadata)
+    assert encode_task(payload) is not None
+    assert encode_task(ended("t", "1" * 32, ("2" * 16, "3" * 16), metadata | other)) is None
+    assert encode_task(payload | {"tracestate": "a=b"}) is None
+
+
+def test_most_messages_of_a_run_are_common_ones() -> None:
+    connector = MemoryConnector()
+    first, then = (cs.task(lambda x: x, name=name, threaded=False) for name in ("first", "then"))
+    cs.run(
+        then([first(1), first(2).with_label("two"), then.map(x=[first(3), 4])]), connector=connector, log_level="OFF"
+    )
+    bodies = {p["span_id"]: p for p in connector.payloads if p["body"].get("state") == "COMPLETED"}
+    others = [p["body"]["task_name"] for p in bodies.values() if encode_task(p) is None]
+    assert others == ["map(then)"]
 
 
 @given(st.lists(SPANS, max_size=3), st.dictionaries(TEXT.filter(bool), TEXT, max_size=3))

@@ -14,7 +14,7 @@ from cascade._loggers import get_logger
 from cascade.connectors import _lifetime
 from cascade.connectors._options import captures, one_of, positive, whole
 from cascade.connectors.otel.buffer import FlushReport
-from cascade.connectors.otel.encode import encode_span
+from cascade.connectors.otel.encode import encode_span, encode_task
 from cascade.connectors.otel.export_queue import CAPACITY, Bounds
 from cascade.connectors.otel.flush import CapacityWaiter, flush
 from cascade.connectors.otel.health import HOLD_TIMEOUT
@@ -270,6 +270,8 @@ class OtelConnector:
         if run is not None and not run.root.is_recording():
             return
         self._has_spans = self._has_spans or bool(payload.get("trace_flags", 1) & TraceFlags.SAMPLED)
+        if run is not None and self._has_put_task(payload, run, tracer):
+            return
         is_pending = payload["body"].get("state") == "PENDING"
         failure: Exception | None = None
         for data in spans_of(payload, detail=self._detail, cicd=self._cicd):
@@ -284,6 +286,20 @@ class OtelConnector:
             run.drop_omitted(payload)
         if failure is not None:
             raise failure
+
+    def _has_put_task(self, payload: dict[str, Any], run: LiveRun, tracer: RunTracer) -> bool:
+        """Export the span of a task, if its message is a common one. Returns whether it is."""
+        target, is_direct = run.target, tracer.own is not None and tracer.own.is_direct
+        if target is None or not is_direct or self._cicd or self._detail == "run" or payload["span_id"] in run.spans:
+            return False
+        encoded = encode_task(payload)
+        if encoded is None:
+            return False
+        if payload["trace_id"] not in run.traces:
+            run.add_trace(payload["trace_id"])
+        if payload.get("trace_flags", 1) & TraceFlags.SAMPLED:
+            target.queue.put(encoded, counters=target.counters)
+        return True
 
     def _emit(self, data: SpanData, run: LiveRun | None, tracer: RunTracer) -> None:
         target = self._own

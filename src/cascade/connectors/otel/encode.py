@@ -6,7 +6,7 @@ Cascade has its own encoder for speed: it encodes the span of a task in 3 µs. T
 generated protobuf classes take 14 µs, or 7 µs with a cache for attributes that many spans share.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from struct import Struct
@@ -25,6 +25,7 @@ from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.buffer import QueuedItems
 from cascade.connectors.otel.span_data import Attributes, SpanData, SpanEvent
 from cascade.telemetry import attributes as a
+from cascade.telemetry.limits import MAX_VALUE_BYTES
 
 SCOPE = "cascade"
 """Name of the instrumentation scope of Cascade."""
@@ -113,6 +114,61 @@ def encode_span(data: SpanData) -> bytes:
     if data.links or data.events or data.error is not None:
         parts.append(_rare_fields(data))
     return b"".join(parts)
+
+
+def encode_task(payload: Mapping[str, Any]) -> bytes | None:
+    """Return the encoded span of a task that has succeeded. Return None for a message with other keys than the common ones.
+
+    The result is that of `span_mapping.spans_of` and `encode_span`, which take three times as long. `payload` must be a
+    message of this process: its types are not checked.
+    """
+    body, metadata = payload["body"], payload["body"]["metadata"]
+    if body.get("state") != "COMPLETED" or not metadata.keys() <= _COMMON_KEYS or "tracestate" in payload:
+        return None
+    task_id = body["task_id"]
+    if len(task_id) > _MAX_TEXT:
+        return None
+    start_ns, end_ns = metadata["start_ns"], metadata["end_ns"]
+    parts = [
+        _place(payload["trace_id"], payload["parent_span_id"]),
+        field(_SPAN_ID, bytes.fromhex(payload["span_id"])),
+        _TIMES(b"\x39", start_ns, b"\x41", end_ns + (end_ns == start_ns)),
+        _common(
+            payload["run_id"],
+            body["task_name"],
+            metadata["result"],
+            metadata.get("function"),
+            metadata.get("link_count"),
+        ),
+        _unique_text(a.TASK_ID, task_id),
+    ]
+    if "map_index" in metadata:
+        parts.append(_unique_int(a.MAP_INDEX, metadata["map_index"]))
+    if "label" in metadata:
+        parts.append(_unique_text(a.TASK_LABEL, metadata["label"]))
+    for link in metadata.get("links", ()):
+        if "tracestate" in link:
+            return None
+        ids = bytes.fromhex(link["trace_id"]), bytes.fromhex(link["span_id"])
+        parts.append(_LINK(b"\x6a\x21\x0a\x10", ids[0], b"\x12\x08", ids[1], b"\x35", _LOCAL))
+    return b"".join(parts)
+
+
+_COMMON_KEYS = frozenset(
+    {"kind", "start_ns", "end_ns", "result", "map_id", "map_index", "label", "function", "links", "link_count"}
+)
+"""Keys of the metadata of most tasks."""
+_MAX_TEXT = MAX_VALUE_BYTES // 4  # characters; a longer text may have to be truncated
+_LINK = Struct("<4s16s2s8scI").pack  # the field 13 of Span: trace id, span id, flags
+
+
+@lru_cache(maxsize=1024)
+def _common(run_id: str, name: str, result: str, function: str | None, links: int | None) -> bytes:
+    """Return the fields that many tasks of a run share."""
+    attributes: Attributes = {a.RUN_ID: run_id, a.TASK_NAME: name, a.TASK_RESULT: result}
+    attributes |= {a.CODE_FUNCTION_NAME: function, a.TASK_DEPENDENCIES: links}
+    found = [_encoded(key, value) for key, value in attributes.items() if value is not None]
+    return b"".join([_name_and_kind(name, is_run=False), *found])
 
 
 @lru_cache(maxsize=1024)
