@@ -1,5 +1,6 @@
 """Other installed engines on the same graph: no-op tasks in one process, without telemetry and each with its own tracing."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -69,7 +70,7 @@ def rows(scale: Scale) -> Iterator[Row]:
     installed = [engine for engine in ENGINES if find_spec(engine)]
     for engine in installed:
         for shape, size in scale.other_engines:
-            pairs = call(measure, engine=engine, shape=shape, size=size, rounds=scale.traced_rounds)
+            pairs = call(measure, engine=engine, shape=shape, size=size, rounds=scale.rounds)
             yield versus(f"{shape} of {size:,}, against {_name(engine)}, per task", pairs, "µs", scale=1e6)
     with Collector() as collector:
         for shape, size in scale.other_engines:
@@ -82,11 +83,12 @@ def _traced_rows(collector: Collector, shape: str, size: int, engines: list[str]
     """Yield the time per task of each engine with its tracing, in the same rounds as Cascade, and the received spans."""
     seconds: dict[str, list[float]] = {engine: [] for engine in (CASCADE, *engines)}
     spans: dict[str, list[float]] = {engine: [] for engine in seconds}
-    for turn in range(scale.traced_rounds):
+    for turn in range(scale.rounds):
         for engine in list(seconds)[:: -1 if turn % 2 else 1]:
             where: dict[str, Any] = {"shape": shape, "size": size, "endpoint": collector.endpoint(PROTOCOL)}
             seconds[engine].append(call(traced, engine=engine, **where))
             spans[engine].append(collector.command("count") / RUNS)
+            print(f"-- {shape}, traced, {engine}, round {turn + 1} of {scale.rounds}", file=sys.stderr, flush=True)
     what, ours = f"{shape} of {size:,}, traced", seconds.pop(CASCADE)
     received = {engine: f", {number(median(found))} spans" for engine, found in spans.items()}
     yield Row(f"{what}, per task", amount(ours, "µs", 1e6) + received[CASCADE], "")
