@@ -23,8 +23,7 @@ class PlannedNode:
     Attributes:
         id: The id of the node.
         node: The node of the graph.
-        plan_node: The node that the executor gets. The solver may replace the node of the graph.
-        position: The position in the order of the solver; -1 before it is known.
+        plan_node: The node that the executor gets. The solver may replace the node of the graph. None before `set_order`.
         edges: The edges to the node, in the order of the call.
         sources: The source of each edge.
         consumers: The nodes that wait for this node, one for each edge. The edge from a branch to the consumer of its router
@@ -52,15 +51,13 @@ class PlannedNode:
         "node",
         "pending",
         "plan_node",
-        "position",
         "sources",
     )
 
     def __init__(self, node: Node) -> None:
         self.id = node.id
         self.node = node
-        self.plan_node: Any = node
-        self.position = -1
+        self.plan_node: Any = None
         self.edges: tuple[Edge, ...] = ()
         self.sources: tuple[PlannedNode, ...] = ()
         self.held: tuple[PlannedNode, ...] = ()
@@ -85,8 +82,8 @@ class PlannedNode:
                     held = ()
                     continue
             self.pending += 1
-            if source.consumers is _NO_NODES:
-                source.consumers = [self]
+            if len(source.consumers) < _FEW:
+                source.consumers = source.consumers + [self]  # noqa: RUF005 - takes no room for more, as a display does
             else:
                 source.consumers.append(self)
         self.held += held or tuple(s for s, edge in zip(sources, edges, strict=True) if edge.edge_type is not _ROUTE)
@@ -105,6 +102,8 @@ class PlannedNode:
 
 
 _NO_NODES: list[PlannedNode] = []
+_FEW = 4
+"""Number of consumers up to which the list of consumers has no room for more. Most nodes have fewer."""
 
 
 def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
@@ -113,24 +112,21 @@ def compile_plan(graph: Graph) -> dict[str, PlannedNode]:
     for target_id, group in groupby(graph.edges, key=attrgetter("target.id")):
         edges = tuple(group)
         nodes[target_id].add_sources(edges, tuple([nodes[edge.source.id] for edge in edges]))
-    for planned in nodes.values():
-        if len(planned.consumers) > 1:
-            planned.consumers = planned.consumers[:]  # `append` has allocated room for more
     return nodes
 
 
 def set_order(nodes: dict[str, PlannedNode], plan: ExecutionPlan) -> list[PlannedNode]:
-    """Set the positions and the nodes for the executor from the plan of the solver. Returns all nodes in this order."""
+    """Set the nodes for the executor from the plan of the solver. Returns all nodes in this order."""
     ordered: list[PlannedNode] = []
     for stage in plan:
         for plan_node in stage:
             planned = nodes.get(plan_node.id)
-            if planned is not None and planned.position < 0:
-                planned.plan_node, planned.position = plan_node, len(ordered)
+            if planned is not None and planned.plan_node is None:
+                planned.plan_node = plan_node
                 ordered.append(planned)
     for planned in nodes.values() if len(ordered) < len(nodes) else ():
-        if planned.position < 0:
-            planned.position = len(ordered)
+        if planned.plan_node is None:
+            planned.plan_node = planned.node
             ordered.append(planned)
     return ordered
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Coroutine, Iterable, Mapping
-from operator import attrgetter
+from itertools import count
 from typing import Any
 
 from cascade._loggers import get_logger
@@ -46,6 +46,7 @@ class Scheduler:
         self._group = TaskGroup(run)
         self._can_skip = True
         self._nodes: dict[str, PlannedNode] = {}
+        self._order: dict[PlannedNode, int] = {}  # of the nodes of a plan with routers
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run and check its nodes, names and inputs. It may be called in a thread."""
@@ -56,6 +57,8 @@ class Scheduler:
         self._can_skip = self._flow.has_decisions or type(self._run.state) is not InMemoryStateBackend
         self._resolver = ArgumentResolver(self._nodes, self._run)
         order = set_order(self._nodes, plan)
+        if self._flow.selections:
+            self._order = dict(zip(order, count(), strict=False))
         self._flow.need(self._nodes[self._target_id])
         self._ready.extend(planned for planned in order if planned.is_needed and not planned.pending)
         _check_nodes((planned for planned in order if planned.is_needed), self._run)
@@ -158,7 +161,7 @@ class Scheduler:
             for planned in self._flow.need(chosen):
                 fresh.append(planned)
                 selections.extend((edge, planned) for edge in planned.edges if self._has_chosen(edge))
-        self._ready.extend(planned for planned in sorted(fresh, key=attrgetter("position")) if not planned.pending)
+        self._ready.extend(planned for planned in sorted(fresh, key=self._order.__getitem__) if not planned.pending)
 
     def _has_chosen(self, edge: Edge) -> bool:
         return edge.router is not None and self._nodes[edge.source.id].is_settled
