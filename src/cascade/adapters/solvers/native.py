@@ -1,12 +1,11 @@
 """Topological sort of a graph."""
 
 from collections.abc import Container
-from operator import attrgetter
 
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime.protocols import ExecutionPlan
 
-_name_of = attrgetter("name")
+_FREED: list[int] = []
 
 
 class NativeSolver:
@@ -18,29 +17,34 @@ class NativeSolver:
         Raises:
             ValueError: The graph has a cycle, or an edge to a node that is not in the graph. The text names the nodes.
         """
-        consumers: dict[str, list[Node]] = {node.id: [] for node in graph.nodes}
-        waiting = {node.id: 0 for node in graph.nodes}
+        nodes = graph.nodes
+        positions = {node.id: position for position, node in enumerate(nodes)}
+        waiting = [0] * len(nodes)
+        consumers: list[list[int]] = [[] for _ in nodes]
         for edge in graph.edges:
             try:
-                consumers[edge.source.id].append(edge.target)
-                waiting[edge.target.id] += 1
+                target = positions[edge.target.id]
+                consumers[positions[edge.source.id]].append(target)
             except KeyError:
-                raise _dangling_edge(edge, waiting) from None
+                raise _dangling_edge(edge, positions) from None
+            waiting[target] += 1
         plan: ExecutionPlan = []
-        stage = [node for node in graph.nodes if not waiting[node.id]]
+        stage = [position for position, count in enumerate(waiting) if not count]
         while stage:
             if len(stage) > 1:
-                stage.sort(key=_name_of)
-            plan.append(stage)
-            ready: list[Node] = []
-            for node in stage:
-                for target in consumers.pop(node.id):  # all at once would block other threads
-                    waiting[target.id] = left = waiting[target.id] - 1
+                stage.sort(key=lambda position: nodes[position].name)
+            plan.append([nodes[position] for position in stage])
+            ready: list[int] = []
+            for position in stage:
+                for target in consumers[position]:
+                    waiting[target] = left = waiting[target] - 1
                     if not left:
                         ready.append(target)
+                consumers[position] = _FREED  # all at once would block other threads
             stage = ready
-        if sum(map(len, plan)) < len(graph.nodes):
-            raise ValueError(f"The workflow has a cycle: {' -> '.join(_cycle(graph, waiting))}")
+        if sum(map(len, plan)) < len(nodes):
+            counts = dict(zip(positions, waiting, strict=True))
+            raise ValueError(f"The workflow has a cycle: {' -> '.join(_cycle(graph, counts))}")
         return plan
 
 
