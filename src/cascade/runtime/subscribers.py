@@ -281,9 +281,9 @@ class TelemetrySubscriber:
                 if not self._has_failed:
                     self._has_failed = True
                     logger.exception("%s was not published; further failures are not logged", type(event).__name__)
-        while (
-            self._converted
-        ):  # a connector that encodes in `put` would displace the code of the conversion from the cache
+        # All events are converted before the first message is put: a connector that encodes the message in `put` would displace
+        # the code of the conversion from the cache.
+        while self._converted:
             self._queue.put(self._converted.popleft())
 
     def _convert(self, event: Event) -> None:
