@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanKind, TraceFlags
 
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
@@ -37,7 +37,6 @@ from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
-from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.sanitize import masked_name
 
@@ -328,15 +327,7 @@ class OtelConnector:
         if run is None:
             return
         self._signals.end_run(run_id)
-        for span in (*run.take_unfinished(), run.root):
-            if span.is_recording():
-                span.set_attribute(a.RUN_RESULT if span is run.root else a.TASK_RESULT, "cancellation")
-                span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
-                try:
-                    span.end()
-                except Exception as error:
-                    raise_in_tests(error)
-                    logger.debug("OtelConnector: a span processor has raised an error", exc_info=True)
+        run.end_unfinished()
         run.remove_traces()
         if run.target is not None:
             self._ended.append(run.target)

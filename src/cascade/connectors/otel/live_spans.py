@@ -144,11 +144,19 @@ class LiveRun:
         with self.lock:
             self.spans.pop(span_id, None)
 
-    def take_unfinished(self) -> list[Span]:
-        """Remove and return the spans whose terminal message is missing."""
+    def end_unfinished(self) -> None:
+        """End the spans whose last message was lost, with an error status."""
         with self.lock:
-            spans, self.spans = list(self.spans.values()), {}
-        return spans
+            spans, self.spans = [*self.spans.values(), self.root], {}
+        for span in spans:
+            if span.is_recording():
+                span.set_attribute(a.RUN_RESULT if span is self.root else a.TASK_RESULT, "cancellation")
+                span.set_status(Status(StatusCode.ERROR, "its last message was lost"))
+                try:
+                    span.end()
+                except Exception as error:
+                    raise_in_tests(error)
+                    logger.debug("OtelConnector: a span processor has raised an error", exc_info=True)
 
 
 def emit_finished(tracer: RunTracer, data: SpanData, run: LiveRun | None) -> None:
