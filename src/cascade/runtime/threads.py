@@ -140,17 +140,7 @@ if hasattr(os, "register_at_fork"):
 class Step:
     """One call in a `SerialThread`. `cancelled` is the first cancellation of the wait for its end."""
 
-    __slots__ = (
-        "_context",
-        "_done",
-        "_function",
-        "_is_abandoned",
-        "_loop",
-        "_name",
-        "cancelled",
-        "error",
-        "value",
-    )
+    __slots__ = ("_context", "_done", "_function", "_is_abandoned", "_loop", "_name", "cancelled", "error", "value")
 
     def __init__(self, name: str, function: Callable[[], Any], context: Context) -> None:
         self._name = name

@@ -87,7 +87,7 @@ class Controller:
         self._clock = clock
         self._by_scope: dict[ConstraintKey, Constraint] = {}
         self._by_name: dict[ConstraintKey, Constraint] = {}
-        self._expiry = ExpiryTimer(clock, self._expire)
+        self._expiry = ExpiryTimer(clock, lambda key: self._end(key, "EXPIRED"))
         self._runs: dict[str, ControlledRun] = {}
         self._starting: set[str] = set()
         self._refused: list[dict[str, Any]] = []
@@ -196,9 +196,6 @@ class Controller:
     def _end(self, key: ConstraintKey, action: str) -> None:
         if constraint := self._remove(key):
             self._notify(action, constraint)
-
-    def _expire(self, key: ConstraintKey) -> None:
-        self._end(key, "EXPIRED")
 
     def _remove(self, key: ConstraintKey) -> Constraint | None:
         constraint = self._by_scope.pop(key, None) or self._by_name.pop(key, None)

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from cascade.runtime.control.constraint import CONSTRAINT_TYPES, Constraint, Scope
+from cascade.runtime.control.constraint import CONSTRAINT_TYPES, Constraint, ConstraintKey, Scope
 from cascade.runtime.control.limiters import AdmissionKey, ConstraintLimiter, Limiter, PauseLimiter, SlotLimiter
 from cascade.runtime.protocols import ExecutorSlots
+
+_Entries = dict[ConstraintKey, ConstraintLimiter | Constraint]
+"""By scope and type: a limiter, or a constraint for one task name whose limiter is not created yet."""
 
 
 class LimiterIndex:
@@ -20,8 +23,8 @@ class LimiterIndex:
 
     def __init__(self, create: Callable[[Constraint], ConstraintLimiter]) -> None:
         self._create = create
-        self._by_scope: dict[tuple[Scope, str], ConstraintLimiter] = {}
-        self._by_name: dict[tuple[str, str], ConstraintLimiter | Constraint] = {}
+        self._by_scope: _Entries = {}
+        self._by_name: _Entries = {}
         self._cache: dict[AdmissionKey, tuple[Limiter, ...]] = {}
         self._cached_keys: dict[str, list[AdmissionKey]] = {}
         self._slot_limiters: dict[ExecutorSlots, SlotLimiter] = {}
@@ -30,27 +33,20 @@ class LimiterIndex:
 
     def get(self, constraint: Constraint) -> ConstraintLimiter | None:
         """Return the limiter of the same scope and type; None if there is none, or if it is not created yet."""
-        scope, kind = constraint.scope, constraint.type
-        found = self._by_name.get((scope.name, kind)) if scope.is_name else self._by_scope.get((scope, kind))
+        found = self._entries(constraint.scope).get(constraint.key)
         return found if isinstance(found, ConstraintLimiter) else None
 
     def put(self, constraint: Constraint, limiter: ConstraintLimiter | None = None) -> None:
         """Add a constraint, which replaces the one of the same scope and type. `limiter` is its limiter, if it exists already."""
-        scope, kind = constraint.scope, constraint.type
-        if scope.is_name:
-            self._by_name[scope.name, kind] = limiter or constraint
-        else:
-            self._by_scope[scope, kind] = limiter or self._create(constraint)
-        self._invalidate(scope)
+        entry = limiter or (constraint if constraint.scope.is_name else self._create(constraint))
+        self._entries(constraint.scope)[constraint.key] = entry
+        self._invalidate(constraint.scope)
 
     def pop(self, constraint: Constraint) -> ConstraintLimiter | None:
         """Remove the constraint of the same scope and type. Returns its limiter if it is created."""
-        limiter, scope, kind = self.get(constraint), constraint.scope, constraint.type
-        if scope.is_name:
-            self._by_name.pop((scope.name, kind), None)
-        else:
-            self._by_scope.pop((scope, kind), None)
-        self._invalidate(scope)
+        limiter = self.get(constraint)
+        self._entries(constraint.scope).pop(constraint.key, None)
+        self._invalidate(constraint.scope)
         return limiter
 
     def clear(self) -> list[ConstraintLimiter]:
@@ -81,6 +77,9 @@ class LimiterIndex:
             slots: limiter for slots, limiter in self._slot_limiters.items() if slots in used or limiter.queues
         }
 
+    def _entries(self, scope: Scope) -> _Entries:
+        return self._by_name if scope.is_name else self._by_scope
+
     def _invalidate(self, scope: Scope | None) -> None:
         """Drop the cached results of a scope; None drops all."""
         self.is_empty = not self._by_scope and not self._by_name
@@ -92,20 +91,20 @@ class LimiterIndex:
             self._cached_keys.clear()
 
     def _matching(self, key: AdmissionKey) -> tuple[Limiter, ...]:
-        by_scope = (limiter for limiter in self._by_scope.values() if limiter.matches(key.run_ids, key.name))
         limiters: list[Limiter] = [
-            limiter
-            for limiter in chain(by_scope, self._of_name(key.name))
-            if not key.is_map or isinstance(limiter, PauseLimiter)
+            entry
+            for entry in chain(self._by_scope.values(), self._of_name(key.name))
+            if isinstance(entry, ConstraintLimiter)
+            if entry.matches(key.run_ids, key.name) and (not key.is_map or isinstance(entry, PauseLimiter))
         ]
         if key.slots is not None:
             limiters.append(self._slot_limiters.setdefault(key.slots, SlotLimiter(key.slots)))
         return tuple(limiters)
 
     def _of_name(self, name: str) -> Iterator[ConstraintLimiter]:
-        for kind in CONSTRAINT_TYPES if self._by_name else ():
-            entry = self._by_name.get((name, kind))
+        for key in [(f"task/{name}", kind) for kind in CONSTRAINT_TYPES if self._by_name]:
+            entry = self._by_name.get(key)
             if isinstance(entry, Constraint):
-                entry = self._by_name[name, kind] = self._create(entry)
+                entry = self._by_name[key] = self._create(entry)
             if entry is not None:
                 yield entry
