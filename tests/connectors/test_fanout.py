@@ -207,15 +207,24 @@ async def test_the_report_contains_the_messages_of_the_publish_queue(message: Pu
     assert report.last_error
 
 
-def test_the_conformance_suite_detects_a_connector_that_changes_a_payload() -> None:
-    class Changing(MemoryConnector):
-        async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
-            payload["body"].get("metadata", {}).pop("map_id", None)
-            await super().publish(topic, payload, qos)
+class ChangesInPublish(MemoryConnector):
+    async def publish(self, topic: str, payload: dict[str, Any], qos: int = 0) -> None:
+        payload["body"].get("metadata", {}).pop("map_id", None)
+        await super().publish(topic, payload, qos)
 
+
+class ChangesInPut(MemoryConnector):
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+        payload["body"].get("metadata", {}).pop("map_id", None)
+        self.messages.append(PublishedMessage(topic, payload, qos))
+        return True
+
+
+@pytest.mark.parametrize("connector", [ChangesInPublish, ChangesInPut])
+def test_the_conformance_suite_detects_a_connector_that_changes_a_payload(connector: type[MemoryConnector]) -> None:
     class Conformance(ConnectorConformance):
-        def make_connector(self) -> Changing:
-            return Changing()
+        def make_connector(self) -> MemoryConnector:
+            return connector()
 
     with pytest.raises(AssertionError):
         Conformance().test_it_does_not_change_a_payload()
