@@ -4,12 +4,13 @@ import json
 import math
 import re
 import sys
-from datetime import UTC, datetime
+import time
 from typing import Any, TextIO
 
 from cascade._internal_errors import raise_in_tests
 from cascade.messaging.bus import MessageStore, current_ids
 from cascade.telemetry.redact import redact_text, redact_value
+from cascade.telemetry.wire import timestamp
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "OFF": 100}
 """Severity of each level. No message has the level OFF: a renderer with that minimum prints nothing."""
@@ -80,9 +81,10 @@ class JsonRenderer(_LineRenderer):
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._is_shown(level):
-            now = datetime.now(UTC).isoformat()
-            head = {"timestamp": now, "level": level.upper(), "event_id": msg_id}
-            self._write(as_json({**head, **current_ids(), "data": redact_value(plain(kwargs))}))
+            now = timestamp(time.time_ns()).replace("Z", "+00:00")
+            line = {"timestamp": now, "level": level.upper(), "event_id": msg_id, **current_ids()}
+            line["data"] = redact_value(plain(kwargs))
+            self._write(as_json(line))
 
 
 def _masked(value: Any) -> Any:
@@ -101,7 +103,10 @@ def _masked(value: Any) -> Any:
 
 def as_json(value: Any) -> str:
     """Return the value as JSON on one line, in printable ASCII characters."""
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    return _encode_json(value).replace("\x7f", "\\u007f")
+
+
+_encode_json = json.JSONEncoder().encode  # `json.dumps` examines eleven arguments at each call
 
 
 def printable(text: str) -> str:

@@ -114,12 +114,14 @@ class LogCorrelation:
 
     def ids_of(self, event: Event) -> dict[str, str]:
         """Return the ids of the run and of the task of an event, as far as they are known."""
-        task_id = event.task_id if isinstance(event, TaskEvent) else RUN
-        ids = {"run_id": event.run_id, "task_id": task_id}
+        task_id, map_id = (event.task_id, event.map_id) if isinstance(event, TaskEvent) else (RUN, None)
+        ids = {"run_id": event.run_id} if event.run_id else {}
+        if task_id:
+            ids["task_id"] = task_id
         if trace := self._traces.get(event.run_id or ""):
-            location = trace.location_of(task_id, event.map_id if isinstance(event, TaskEvent) else None)
-            ids |= {"trace_id": location.trace_id, "span_id": span_id(trace.run_id, task_id)}
-        return {key: value for key, value in ids.items() if value}
+            ids["trace_id"] = trace.location_of(task_id, map_id).trace_id
+            ids["span_id"] = span_id(trace.run_id, task_id)
+        return ids
 
     def _begin(self, event: RunStarted) -> None:
         if isinstance(event.trace, RunTrace) and event.run_id:
