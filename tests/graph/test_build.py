@@ -62,6 +62,22 @@ def test_conditions_constraints_and_routes_are_edges() -> None:
     }
 
 
+def test_each_call_has_its_own_literals() -> None:
+    nodes = build_graph(collect(one(), add(1, y=2), add(one(), y=3))).nodes
+    assert sorted((n.name, sorted(n.literal_inputs.items())) for n in nodes) == [
+        ("add", [("0", 1), ("y", 2)]),
+        ("add", [("y", 3)]),
+        ("collect", []),
+        ("one", []),
+        ("one", []),
+    ]
+
+
+def test_a_call_with_many_positional_arguments_has_a_name_for_each() -> None:
+    names = [edge.arg_name for edge in build_graph(collect(*[one() for _ in range(40)])).edges]
+    assert names == [str(position) for position in range(40)]
+
+
 def test_the_selectors_edge_carries_the_router() -> None:
     router = cs.Router(one(), {"a": one()})
     assert [e.router for e in build_graph(add(router)).edges if e.edge_type is EdgeType.DATA] == [router]
