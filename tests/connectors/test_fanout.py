@@ -114,6 +114,16 @@ def test_only_connectors_with_capture_receive_values() -> None:
     assert "4711" not in str(plain.payloads)
 
 
+def test_a_connector_does_not_receive_the_messages_that_it_ignores() -> None:
+    class Selecting(MemoryConnector):
+        ignored = frozenset({"RUNNING", "COMPLETED"})  # the second one is not optional
+
+    selecting, other = Selecting(), MemoryConnector()
+    run_with(FanoutConnector([selecting, other]), one())
+    states = [[p["body"]["state"] for p in each.payloads if "state" in p["body"]] for each in (selecting, other)]
+    assert states == [["COMPLETED"], ["RUNNING", "COMPLETED"]]
+
+
 class TracingConnector(MemoryConnector):
     def __init__(self, name: str, log: list[str]) -> None:
         super().__init__()

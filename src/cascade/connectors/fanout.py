@@ -16,6 +16,7 @@ from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import FAULTS, call_connector, flush_timeout_of, texts_of
 from cascade.runtime.protocols import Backpressure, Connector, Tracing, Unsubscribing
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
+from cascade.runtime.subscribers import OPTIONAL
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -54,12 +55,12 @@ class FanoutConnector:
         self._reported_losses = [0] * len(self._queues)
         self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [texts_of(connector, "capture") for connector in self.connectors]
+        self._ignored = [OPTIONAL & texts_of(connector, "ignored") for connector in self.connectors]
 
     @property
     def ignored(self) -> frozenset[str]:
         """The kinds of messages that no connector uses."""
-        found = [texts_of(connector, "ignored") for connector in self.connectors]
-        return frozenset.intersection(*found) if found else frozenset()
+        return frozenset.intersection(*self._ignored) if self._ignored else frozenset()
 
     @property
     def capture(self) -> frozenset[str]:
@@ -127,9 +128,12 @@ class FanoutConnector:
         self.put(topic, payload, qos)
 
     def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
-        """Put a message into the queue of each connector. The queues limit their memory. Returns True."""
-        for queue, capture in zip(self._queues, self._captures, strict=True):
-            queue.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
+        """Put a message into the queue of each connector that does not ignore it. The queues limit their memory. Returns True."""
+        body = payload["body"]
+        kind = body.get("state") or body.get("action")
+        for queue, capture, ignored in zip(self._queues, self._captures, self._ignored, strict=True):
+            if kind not in ignored:
+                queue.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
         return True
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:

@@ -178,7 +178,7 @@ class Selective(Protocol):
 
     @property
     def ignored(self) -> frozenset[str]:
-        """Some of `RUNNING`, `PENDING`, `ACQUIRE`; read once. Beside other connectors, it may still receive them."""
+        """Some of `RUNNING`, `PENDING`, `ACQUIRE`; read once."""
         ...
 
 

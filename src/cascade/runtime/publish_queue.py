@@ -101,7 +101,7 @@ class PublishQueue:
         if self._close_reason:
             self._drop(1, self._close_reason)
             return
-        if self._put is not None and not self.queued:
+        if self._put is not None and not self._queue and self._publishing is None:
             try:
                 if self._put(message.topic, message.payload, message.qos):
                     self.published += 1

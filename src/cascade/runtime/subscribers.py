@@ -230,7 +230,7 @@ class TelemetrySubscriber:
         self._has_failed = False
         self._reported = 0
         self._converters = Converters()
-        ignored = _OPTIONAL.intersection(texts_of(connector, "ignored"))
+        ignored = OPTIONAL.intersection(texts_of(connector, "ignored"))
         for word, kinds in EVENTS.items():
             for kind in kinds if word not in ignored else ():
                 event_bus.subscribe(kind, self.on_event)
@@ -343,5 +343,5 @@ class TelemetrySubscriber:
         return Message(run.topic, payload, int(important), estimated_size(message.body["metadata"]), important)
 
 
-_OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
+OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
 """Kinds of messages that a connector may ignore."""

@@ -153,6 +153,8 @@ def captured(value: Any, limit: int = MAX_VALUE_BYTES) -> Any:
 def without_captured(payload: dict[str, Any], *, keep: AbstractSet[str]) -> dict[str, Any]:
     """Return the payload, or a copy without captured values of other kinds than `keep`: params, arguments, results."""
     metadata = payload["body"].get("metadata", {})
+    if _KINDS.keys().isdisjoint(metadata):
+        return payload
     unwanted = [key for key, kind in _KINDS.items() if key in metadata and kind not in keep]
     if not unwanted:
         return payload
