@@ -138,19 +138,15 @@ class PublishQueue:
         try:
             await asyncio.wait({done}, timeout=timeout)
             if not done.done() and self._backpressure.is_full():
-                await self._publish_without_waiting(done)
+                self._final_drains += 1  # a full connector drops messages by its own priorities
+                try:
+                    await asyncio.wait({done}, timeout=FINAL_DRAIN_TIMEOUT)
+                finally:
+                    self._final_drains -= 1
         finally:
             self._drains.remove((target, done))
         if not done.done():
             await self._abandon(target, f"not published within {timeout:g} s")
-
-    async def _publish_without_waiting(self, done: asyncio.Future[None]) -> None:
-        """Publish although the connector is full. The connector drops messages by its own priorities."""
-        self._final_drains += 1
-        try:
-            await asyncio.wait({done}, timeout=FINAL_DRAIN_TIMEOUT)
-        finally:
-            self._final_drains -= 1
 
     def _is_stalled(self) -> bool:
         if self._publishing is None:
