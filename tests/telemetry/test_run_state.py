@@ -104,12 +104,20 @@ def up_to(payloads: list[dict[str, Any]], name: str, state: str, number: int = 1
 
 
 def test_items_of_maps_are_tasks_and_come_after_other_tasks() -> None:
-    release = asyncio.Event()
+    all_run, release = asyncio.Event(), asyncio.Event()
+    running = []
 
     @cs.task
-    async def hold(_: int) -> int:
+    async def hold(item: int) -> int:
+        running.append(item)
+        if len(running) == 50:
+            all_run.set()
         await release.wait()
         return 1
+
+    @cs.task
+    async def wait_for_all() -> None:
+        await all_run.wait()
 
     @cs.task
     async def last(_: Any) -> None:
@@ -118,15 +126,12 @@ def test_items_of_maps_are_tasks_and_come_after_other_tasks() -> None:
     @cs.task
     async def join(*_: Any) -> None: ...
 
-    ready = hold.map(_=list(range(50)))
-    # Six tasks in a row: the last one starts when all items of the map run.
-    chain = last(check(check(check(check(check(1))))))
-    run = record_run(join(ready, chain), spans=False)
+    run = record_run(join(hold.map(item=list(range(50))), last(wait_for_all())), spans=False)
     state = folded(up_to(run.payloads, "last", "RUNNING"))
     assert names(state["running"][:2]) == ["map(hold)", "last"]
     assert state["running"][0]["map_size"] == 50
     assert [task["map_index"] for task in state["running"][2:]] == list(range(MAX_LISTED_TASKS - 2))
-    assert (state["tasks"], state["counts"]["running"]) == (8 + 50, 52)
+    assert (state["tasks"], state["counts"]["running"]) == (4 + 50, 52)
     assert names(folded(up_to(run.payloads, "last", "RUNNING"), listed=1)["running"]) == ["map(hold)"]
 
 
