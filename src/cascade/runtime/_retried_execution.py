@@ -41,7 +41,10 @@ class RetriedExecution(TaskExecution):
         while True:
             self.is_in_attempt = True
             try:
-                return await (self._call(1, start_ns) if number == 1 else self._call_again(number, start_ns))
+                if number == 1:
+                    return await self._call(1, start_ns)
+                # A new context is without the context variables that an earlier attempt has set.
+                return await in_context(self.run.new_context(), self._call(number, start_ns))
             except Exception as error:
                 delay = self._delay_after(number, error)
                 if delay is None:
@@ -51,10 +54,6 @@ class RetriedExecution(TaskExecution):
             await self._wait_for_retry(end_ns, delay)
             number += 1
             start_ns = self.run.clock.now_ns()
-
-    async def _call_again(self, number: int, start_ns: int) -> Any:
-        """Call the function in a new context, without the context variables that an earlier attempt has set."""
-        return await in_context(self.run.new_context(), self._call(number, start_ns))
 
     def _delay_after(self, number: int, error: Exception) -> float | None:
         """Return the seconds until the next attempt; None after the last one, or if the retry policy raises an error."""

@@ -24,7 +24,6 @@ from cascade.runtime.exceptions import (
     is_by_signal,
     is_cancellation,
     result_of,
-    status_of,
     traceback_of,
 )
 from cascade.runtime.guard import FAULTS
@@ -78,6 +77,7 @@ class RunContext:
         admission: Grants the permits of the tasks.
         has_control: Whether constraints can block tasks.
         run_ids: The ids of the run and of the runs that it is nested in.
+        slots: Returns the executor's slots for a node of the plan; None if the node needs no slot.
         failure: The error that stops the run.
         stop_reason: The reason for the cancellation of its tasks.
         left_running: The names of cancelled tasks whose functions still run, and of work that a signal cannot interrupt.
@@ -106,14 +106,14 @@ class RunContext:
     is_cancelled: bool = False
     later_errors: list[LaterError] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
-    _slots_of: Callable[[Any], ExecutorSlots | None] | None = field(init=False)
+    slots: Callable[[Any], ExecutorSlots | None] = field(init=False)
     _keys: dict[tuple[str, ExecutorSlots | None], AdmissionKey] = field(default_factory=dict)
     _failed_operation: str = ""
     _is_signalled: bool = False
     _report_timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
-        self._slots_of = self.executor.slots if isinstance(self.executor, SlotProvider) else None
+        self.slots = self.executor.slots if isinstance(self.executor, SlotProvider) else lambda _: None
 
     def release(self) -> None:
         """Drop the values of a run that has ended: exceptions and background tasks of its tasks may refer to the run."""
@@ -160,7 +160,8 @@ class RunContext:
         if error is None:
             return {"status": "Succeeded", "result": "success"}
         result = result or result_of(error)
-        return {"status": status_of(result), "result": result, **self.error_fields(error)}
+        status = "Cancelled" if result == "cancellation" else "Failed"
+        return {"status": status, "result": result, **self.error_fields(error)}
 
     def add_left_running(self, work: AnyFuture, name: str) -> None:
         """Record a task whose function cannot be interrupted, until the function ends."""
@@ -204,16 +205,12 @@ class RunContext:
         if len(self.later_errors) < MAX_LATER_ERRORS:
             self.later_errors.append(LaterError(self.clock.now_ns(), error_info(later)))
 
-    def slots(self, node: Any) -> ExecutorSlots | None:
-        """Return the executor's slots for a node of the plan; None if the node needs no slot."""
-        return None if self._slots_of is None else self._slots_of(node)
-
     def permit(self, name: str, node: Any) -> Permit | None:
         """Return a permit for a task of this name; None if it needs no slot and no constraint can block it.
 
         `node` is the node that the executor gets.
         """
-        slots = None if self._slots_of is None else self._slots_of(node)
+        slots = self.slots(node)
         if slots is None and not self.has_control:
             return None
         key = self._keys.get((name, slots))

@@ -21,7 +21,7 @@ from cascade.runtime.protocols import Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.input import ParamSpec
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.nested import LAZY
 
 logger = get_logger(__name__)
 
@@ -248,21 +248,13 @@ def _check_nodes(nodes: Iterable[PlannedNode], run: RunContext) -> None:
         node = planned.node
         if node.param_spec is not None:
             input_value(node, run.params)
-        elif node.constraints or node.node_type == "map":
-            try:
-                _check_task(planned, run)
-            except Exception as error:
-                add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
-                raise
-
-
-def _check_task(planned: PlannedNode, run: RunContext) -> None:
-    node = planned.node
-    if node.constraints:
-        run.capacity.check(_known(node.constraints.requirements))
-    if node.node_type == "map" and not planned.edges:
-        zip_items(node, node.literal_inputs)
-
-
-def _known(requirements: Mapping[str, object]) -> dict[str, object]:
-    return {name: v for name, v in requirements.items() if not isinstance(v, (LazyResult, MappedLazyResult))}
+            continue
+        try:
+            if node.constraints:
+                amounts = node.constraints.requirements.items()
+                run.capacity.check({name: amount for name, amount in amounts if not isinstance(amount, LAZY)})
+            if node.node_type == "map" and not planned.edges:
+                zip_items(node, node.literal_inputs)
+        except Exception as error:
+            add_task_note(error, f"task {node.name!r}", attempt_start_ns=run.start_ns, now_ns=run.clock.last_ns)
+            raise

@@ -177,9 +177,10 @@ class TaskExecution:
     async def _acquire(self) -> None:
         """Acquire the permit and the resources. The task holds neither while it waits for the other one."""
         amounts = self.resolver.amounts(self.node) if self.node.constraints else {}
-        capacity = self.run.capacity
+        capacity, permit = self.run.capacity, self.permit
         while True:
-            await self._acquire_permit()
+            if permit is not None and not permit.is_held and not permit.try_acquire():
+                self.waits += await permit.acquire(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
             if not amounts:
                 return
             if capacity.try_acquire(amounts):
@@ -190,14 +191,9 @@ class TaskExecution:
             await capacity.acquire(amounts)
             self.amounts = amounts
             self._add_wait("resource", start_ns)
-            if self.permit is None or self.permit.try_acquire():
+            if permit is None or permit.try_acquire():
                 return
             self._release_resources()
-
-    async def _acquire_permit(self) -> None:
-        permit = self.permit
-        if permit is not None and not permit.is_held and not permit.try_acquire():
-            self.waits += await permit.acquire(partial(self._emit, TaskBlocked), self.run.clock.now_ns)
 
     def _release_permit(self, *, unused: bool = False) -> None:
         if self.permit is not None:

@@ -141,14 +141,6 @@ def is_cancellation(error: BaseException) -> TypeGuard[asyncio.CancelledError]:
     return issubclass(type(error), asyncio.CancelledError)
 
 
-def status_of(result: str) -> str:
-    """Return the status of events that have this result."""
-    return _STATUS.get(result, "Failed")
-
-
-_STATUS = {"success": "Succeeded", "cancellation": "Cancelled"}
-
-
 def cancellation_text(error: asyncio.CancelledError) -> str:
     """Return the reason of a cancellation: "cancelled", with the message that was given to `Task.cancel`, if any."""
     message = error.args[0] if error.args and isinstance(error.args[0], str) else ""
@@ -203,13 +195,9 @@ def add_task_note(error: BaseException, text: str, *, attempt_start_ns: int, now
     notes = _attributes_of(error).setdefault("__notes__", [])
     if not isinstance(notes, list):
         return
-    notes[:] = [other for other in notes if not _is_task_note(other) or other.time_ns >= attempt_start_ns]
-    if len(notes) < MAX_NOTES and not any(_is_task_note(other) and other == text for other in notes):
+    notes[:] = [other for other in notes if type(other) is not TaskNote or other.time_ns >= attempt_start_ns]
+    if len(notes) < MAX_NOTES and not any(type(other) is TaskNote and other == text for other in notes):
         notes.append(note)
-
-
-def _is_task_note(note: Any) -> bool:
-    return type(note) is TaskNote
 
 
 def add_note(error: BaseException, note: str) -> None:

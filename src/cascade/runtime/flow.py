@@ -125,14 +125,8 @@ class FlowManager:
 
     def skip_of(self, planned: PlannedNode, state_backend: StateBackend) -> Skip | None:
         """Return the reason to skip a node whose upstream nodes have ended, and the deciding node; None if it runs."""
-        reason_of = state_backend.get_skip_reason
-        if (reason := reason_of(planned.id)) is not None:
+        if (reason := state_backend.get_skip_reason(planned.id)) is not None:
             return Skip(reason)
-        if not self.has_decisions:
-            for source in planned.sources:
-                if reason_of(source.id) is not None:
-                    return Skip("UpstreamSkipped_Data", source.id)
-            return None
         for edge in sorted(planned.edges, key=_conditions_first):
             if (skip := _skip_by(edge, state_backend)) is not None:
                 return skip

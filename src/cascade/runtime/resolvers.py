@@ -14,8 +14,7 @@ from cascade.runtime._plan import PlannedNode
 from cascade.runtime.exceptions import DependencyMissingError, MissingEnvError, MissingParamError
 from cascade.runtime.flow import chosen_route, lazy_id
 from cascade.spec.input import EnvSpec
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult
-from cascade.spec.nested import require_values, substitute
+from cascade.spec.nested import LAZY, require_values, substitute
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
@@ -94,7 +93,10 @@ class ArgumentResolver:
         kind: ArgKind | None = None
         for edge in planned.edges:
             if edge.edge_type is _DATA:
-                inputs[edge.key] = self._value(edge, node)
+                value = self._result(edge.source.id, node, edge.arg_name)
+                inputs[edge.key] = (
+                    value if edge.router is None else self._routed(edge.router, value, node, edge.arg_name)
+                )
             elif edge.edge_type is _IMPLICIT and (edge.arg_name is not name or edge.arg_kind is not kind):
                 nested.add(edge.key)  # once for the 10,000 sources in one argument
                 name, kind = edge.arg_name, edge.arg_kind
@@ -139,15 +141,10 @@ class ArgumentResolver:
     def amounts(self, node: Node) -> dict[str, Any]:
         """Return the amounts of the constraints of a node whose upstream nodes have ended."""
         requirements = node.constraints.requirements if node.constraints else {}
-        return {name: self._amount(value, node, name) for name, value in requirements.items()}
-
-    def _amount(self, value: Any, node: Node, name: str) -> Any:
-        lazy = isinstance(value, (LazyResult, MappedLazyResult))
-        return self._result(lazy_id(value), node, name) if lazy else value
-
-    def _value(self, edge: Edge, node: Node) -> Any:
-        value = self._result(edge.source.id, node, edge.arg_name)
-        return value if edge.router is None else self._routed(edge.router, value, node, edge.arg_name)
+        return {
+            name: self._result(lazy_id(value), node, name) if isinstance(value, LAZY) else value
+            for name, value in requirements.items()
+        }
 
     def _routed(self, router: Router, value: Any, node: Node, arg_name: str) -> Any:
         route = chosen_route(router, value)

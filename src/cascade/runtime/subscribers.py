@@ -263,13 +263,10 @@ class TelemetrySubscriber:
         if not is_batched or len(events) >= BATCH:
             self._convert_events()
         elif len(events) == 1:
-            self._convert_later()
-
-    def _convert_later(self) -> None:
-        try:
-            asyncio.get_running_loop().call_soon(self._convert_events)
-        except RuntimeError:  # outside of a loop
-            self._convert_events()
+            try:
+                asyncio.get_running_loop().call_soon(self._convert_events)
+            except RuntimeError:  # outside of a loop
+                self._convert_events()
 
     def _convert_events(self) -> None:
         while self._events:  # an interrupt, such as a KeyboardInterrupt, leaves the other events for the next call
@@ -309,23 +306,18 @@ class TelemetrySubscriber:
         trace = getattr(event, "trace", None)
         trace = trace if isinstance(trace, RunTrace) else place_run(run_id)
         topic = events_topic(self._org_id, self._project_id, run_id)
-        run = self._runs[run_id] = RunTelemetry(trace, self._capture, topic=topic, header=self._header(trace))
-        return run
-
-    def _header(self, trace: RunTrace) -> dict[str, Any]:
-        """Return the encoded header of the messages of a run, without time and number."""
-        return encode_header(
-            Header(
-                run_id=trace.run_id,
-                ts="",
-                seq=0,
-                org_id=self._org_id,
-                project_id=self._project_id,
-                source=source(),
-                trace_flags=trace.flags,
-                tracestate=trace.tracestate,
-            )
+        header = Header(
+            run_id=trace.run_id,
+            ts="",
+            seq=0,
+            org_id=self._org_id,
+            project_id=self._project_id,
+            source=source(),
+            trace_flags=trace.flags,
+            tracestate=trace.tracestate,
         )
+        run = self._runs[run_id] = RunTelemetry(trace, self._capture, topic=topic, header=encode_header(header))
+        return run
 
     def _stamped(self, message: UnstampedMessage, run: RunTelemetry, event: Event) -> Message:
         run.last_ns = max(run.last_ns, round(event.timestamp * 1e9))
