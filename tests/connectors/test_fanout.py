@@ -224,6 +224,11 @@ class ChangesInPublish(MemoryConnector):
 
 
 class ChangesInPut(MemoryConnector):
+    def is_full(self) -> bool:
+        return False
+
+    async def room(self) -> None: ...
+
     def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
         payload["body"].get("metadata", {}).pop("map_id", None)
         self.messages.append(PublishedMessage(topic, payload, qos))

@@ -63,6 +63,11 @@ def test_a_drain_publishes_messages_that_were_put_outside_of_a_loop() -> None:
 
 
 class Buffer(MemoryConnector):
+    def is_full(self) -> bool:
+        return False
+
+    async def room(self) -> None: ...
+
     def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
         if payload["n"] < 0:
             raise OSError("no space")
@@ -83,6 +88,18 @@ async def test_a_connector_with_a_buffer_gets_messages_at_once() -> None:
     queue.close("no connection")
     queue.put(message(2))
     assert (numbers(connector), queue.lost, queue.last_error) == ([0, 1], 2, "no connection")
+
+
+async def test_another_method_with_the_name_put_is_not_called() -> None:
+    class Store(MemoryConnector):
+        def put(self, key: str, value: object) -> None:
+            raise AssertionError("not a method of the protocol")
+
+    connector = Store()
+    queue = PublishQueue(connector)
+    queue.put(message(0))
+    await queue.drain(HANG)
+    assert (numbers(connector), queue.lost) == ([0], 0)
 
 
 class Failing(MemoryConnector):

@@ -161,13 +161,13 @@ class Backpressure(Protocol):
 
 
 @runtime_checkable
-class Buffering(Protocol):
+class Buffering(Backpressure, Protocol):
     """Optional for connectors with a bounded queue of their own: messages do not pass through the engine's queue as well."""
 
     def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
         """Queue a message, in the event loop, without blocking. Return False, without an effect, if the connector is full.
 
-        The engine then calls `publish` when the connector is not full any more (`Backpressure`), or at the end of the run.
+        The engine then calls `publish` when the connector is not full any more, or at the end of the run.
         """
         ...
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cascade._internal_errors import raise_in_tests
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.guard import FAULTS, is_own_cancellation
-from cascade.runtime.protocols import Backpressure, Buffering
+from cascade.runtime.protocols import Buffering
 from cascade.spec.protocols import Connector
 from cascade.telemetry.sanitize import error_text
 
@@ -70,8 +70,9 @@ class PublishQueue:
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._close_reason = ""
         self._backpressure = CombinedBackpressure()
-        self._put = connector.put if isinstance(connector, Buffering) else None
-        if self._put is not None and isinstance(connector, Backpressure):
+        self._put = None
+        if isinstance(connector, Buffering):
+            self._put = connector.put
             self._backpressure.add(connector)
         self._final_drains = 0  # drains that no longer wait for room in the connector
 
