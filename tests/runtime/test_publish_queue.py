@@ -11,8 +11,8 @@ from cascade.runtime.publish_queue import Message, PublishQueue
 from tests.lab.waiting import HANG, NEVER, until, with_timeout
 
 
-def message(number: int, *, terminal: bool = True, size: int = 10) -> Message:
-    return Message("t", {"n": number}, 1, size, terminal)
+def message(number: int, *, qos: int = 1, size: int = 10) -> Message:
+    return Message("t", {"n": number}, qos, size)
 
 
 def numbers(connector: MemoryConnector) -> list[int]:
@@ -311,24 +311,24 @@ async def test_a_closed_queue_drops_all_messages_with_the_reason() -> None:
     assert (queue.lost, queue.last_error) == (2, "no connection")
 
 
-async def test_a_full_queue_drops_terminal_messages_last() -> None:
+async def test_a_full_queue_drops_messages_with_qos_1_last() -> None:
     connector = MemoryConnector()
     queue = PublishQueue(connector, max_bytes=50)
     for number in range(8):
-        queue.put(message(number, terminal=number % 2 == 1))
+        queue.put(message(number, qos=number % 2))
     await queue.drain(HANG)
     assert numbers(connector) == [1, 3, 5, 6, 7]
     assert (queue.lost, queue.last_error) == (3, "its queue was full")
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=60), st.integers(20, 200))
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 40)), max_size=60), st.integers(20, 200))
 @settings(max_examples=80)
-def test_every_dropped_message_is_counted(messages: list[tuple[bool, int]], limit: int) -> None:
+def test_every_dropped_message_is_counted(messages: list[tuple[int, int]], limit: int) -> None:
     async def scenario() -> None:
         connector = MemoryConnector()
         queue = PublishQueue(connector, max_bytes=limit)
-        for number, (terminal, size) in enumerate(messages):
-            queue.put(message(number, terminal=terminal, size=size))
+        for number, (qos, size) in enumerate(messages):
+            queue.put(message(number, qos=qos, size=size))
         await queue.drain(HANG)
         assert queue.published + queue.lost == len(messages)
         assert numbers(connector) == sorted(numbers(connector))

@@ -14,9 +14,8 @@ from cascade.connectors.report import ConnectorReport, Reporting
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import FAULTS, call_connector, flush_timeout_of, texts_of
-from cascade.runtime.protocols import Backpressure, Connector, Tracing, Unsubscribing
+from cascade.runtime.protocols import OPTIONAL_MESSAGES, Backpressure, Connector, Tracing, Unsubscribing
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
-from cascade.runtime.subscribers import OPTIONAL
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
@@ -55,7 +54,7 @@ class FanoutConnector:
         self._reported_losses = [0] * len(self._queues)
         self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [texts_of(connector, "capture") for connector in self.connectors]
-        self._ignored = [OPTIONAL & texts_of(connector, "ignored") for connector in self.connectors]
+        self._ignored = [OPTIONAL_MESSAGES & texts_of(connector, "ignored") for connector in self.connectors]
 
     @property
     def ignored(self) -> frozenset[str]:
@@ -133,7 +132,7 @@ class FanoutConnector:
         kind = body.get("state") or body.get("action")
         for queue, capture, ignored in zip(self._queues, self._captures, self._ignored, strict=True):
             if kind not in ignored:
-                queue.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES, terminal=qos > 0))
+                queue.put(Message(topic, without_captured(payload, keep=capture), qos, MESSAGE_BYTES))
         return True
 
     async def subscribe(self, topic: str, callback: MessageCallback) -> None:

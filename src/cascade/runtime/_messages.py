@@ -257,7 +257,7 @@ def _task(
     location = (
         run.trace.location_of(event.task_id, event.map_id) if child is None else run.trace.location_in(child.part)
     )
-    return UnstampedMessage(body, event.task_id, location, state in wire.TERMINAL_STATES)
+    return UnstampedMessage(body, event.task_id, location, int(state in wire.TERMINAL_STATES))
 
 
 def _resource(

@@ -86,13 +86,13 @@ class RunTelemetry:
 class UnstampedMessage(NamedTuple):
     """A message without its header. `task_id` identifies its span, and `location` the trace and the parent of this span.
 
-    Messages are `important`, except those of tasks that have not ended: they have QoS 1, and are dropped last.
+    `qos` is 0 for the messages of tasks that have not ended, which are dropped first, and 1 for all others.
     """
 
     body: dict[str, Any]
     task_id: str
     location: SpanLocation
-    important: bool = True
+    qos: int = 1
 
 
 def decision_of(body: wire.ControlEvent, time_ns: int) -> m.Decision:

@@ -168,9 +168,7 @@ class ResourceSetup:
             ).abandon()
             self._warn_of_stuck_thread(name, "setup")
         value, error, cancelled = step.take()
-        first = (
-            error if cancelled is None else cancelled
-        )  # a cancellation is raised, with a note for the error of the setup
+        first = cancelled or error  # a cancellation is raised, with a note for the error of the setup
         try:
             if is_over and error is None:
                 self._add_open(name, generator, value, start_ns)

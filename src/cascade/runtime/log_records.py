@@ -2,11 +2,8 @@
 
 import logging
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from cascade.messaging.bus import MessageBus as Messages
-from cascade.messaging.bus import message_ids
 from cascade.messaging.renderer import as_json, plain
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskEvent
@@ -94,19 +91,11 @@ def _ids_of(task: TaskContext | None) -> dict[str, str]:
 
 
 class LogCorrelation:
-    """Provides the ids of an event while messages about it are printed. Stores the traces of the active runs."""
+    """Returns the ids of an event for the messages about it. Stores the traces of the active runs."""
 
     def __init__(self, event_bus: MessageBus) -> None:
         self._traces: dict[str, RunTrace] = {}
         event_bus.subscribe(RunStarted, self._begin)
-
-    def print(self, event: Event, messages: Messages, level: str, msg_id: str, values: dict[str, Any]) -> None:
-        """Print a message about the event. Meanwhile `message_ids` has the ids of the event."""
-        token = message_ids.set(partial(self.ids_of, event))
-        try:
-            getattr(messages, level)(msg_id, **values)
-        finally:
-            message_ids.reset(token)
 
     def forget(self, event: RunFinished) -> None:
         """Drop the trace of a run. Subscribe it after the handlers, which need the ids for the last message."""

@@ -13,6 +13,7 @@ from cascade.spec.protocols import CacheBackend, CachePolicy, Connector, LazyFac
 from cascade.telemetry.identity import RunTrace, SpanRef
 
 __all__ = [
+    "OPTIONAL_MESSAGES",
     "Backpressure",
     "Buffering",
     "CacheBackend",
@@ -36,6 +37,9 @@ __all__ = [
 ]
 
 ExecutionPlan = list[list[Node]]
+
+OPTIONAL_MESSAGES = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
+"""Kinds of messages that a `Selective` connector may ignore."""
 
 
 class Solver(Protocol):
@@ -178,7 +182,7 @@ class Selective(Protocol):
 
     @property
     def ignored(self) -> frozenset[str]:
-        """Some of `RUNNING`, `PENDING`, `ACQUIRE`; read once."""
+        """Some of `OPTIONAL_MESSAGES`; read once."""
         ...
 
 

@@ -29,19 +29,18 @@ _FULL = "its queue was full"
 
 
 class Message(NamedTuple):
-    """A message in the queue. `size` is an estimate in bytes. Terminal messages are dropped last."""
+    """A message in the queue. `size` is an estimate in bytes. Messages with QoS 1 are dropped last."""
 
     topic: str
     payload: dict[str, Any]
     qos: int
     size: int
-    terminal: bool
 
 
 class PublishQueue:
     """Queue that publishes messages to one connector, in order and one at a time.
 
-    Above `max_bytes`, the queue drops all messages that are not terminal, then the oldest terminal ones.
+    Above `max_bytes`, the queue drops all messages with QoS 0, then the oldest ones with QoS 1.
 
     A `Buffering` connector gets messages at once. They wait in this queue only while the connector is full, until it has room
     or a drain ends.
@@ -65,7 +64,7 @@ class PublishQueue:
         self._count = 0
         self._publishing: int | None = None
         self._bytes = 0
-        self._non_terminal = 0
+        self._count_of_qos_0 = 0
         self._task: asyncio.Task[None] | None = None
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._close_reason = ""
@@ -114,7 +113,7 @@ class PublishQueue:
         self._queue.append((self._count, message))
         self._count += 1
         self._bytes += message.size
-        self._non_terminal += not message.terminal
+        self._count_of_qos_0 += not message.qos
         if self._bytes > self._max_bytes:
             self._make_room()
         self._start_publishing()
@@ -211,10 +210,10 @@ class PublishQueue:
                 done.set_result(None)
 
     def _make_room(self) -> None:
-        if self._non_terminal:
-            self._drop(self._non_terminal, _FULL)
-            self._queue = deque(entry for entry in self._queue if entry[1].terminal)
-            self._bytes, self._non_terminal = sum(message.size for _, message in self._queue), 0
+        if self._count_of_qos_0:
+            self._drop(self._count_of_qos_0, _FULL)
+            self._queue = deque(entry for entry in self._queue if entry[1].qos)
+            self._bytes, self._count_of_qos_0 = sum(message.size for _, message in self._queue), 0
         while self._bytes > self._max_bytes:
             self._pop()
             self._drop(1, _FULL)
@@ -222,7 +221,7 @@ class PublishQueue:
     def _pop(self) -> tuple[int, Message]:
         number, message = self._queue.popleft()
         self._bytes -= message.size
-        self._non_terminal -= not message.terminal
+        self._count_of_qos_0 -= not message.qos
         return number, message
 
     def _drop_before(self, target: int, reason: str) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter, deque
+from functools import partial
 from typing import Any
 
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.bus import message_ids
 from cascade.messaging.renderer import LEVELS, severity
 from cascade.runtime._messages import EVENTS, Converters
 from cascade.runtime._metadata import RunTelemetry, UnstampedMessage
@@ -32,7 +34,7 @@ from cascade.runtime.events import (
 )
 from cascade.runtime.guard import FAULTS, texts_of
 from cascade.runtime.log_records import LogCorrelation
-from cascade.runtime.protocols import Backpressure
+from cascade.runtime.protocols import OPTIONAL_MESSAGES, Backpressure
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, Message, PublishQueue, estimated_size
 from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import Header
@@ -98,10 +100,13 @@ class HumanReadableLogSubscriber:
     def _print(self, event: Event, level: str, msg_id: str, **values: Any) -> None:
         # The global bus is read at each call: a program may replace it.
         messages = messaging_bus if self._own_messages is None else self._own_messages
-        if messages.shows_ids is True:  # `is`, because a bus may be a mock
-            self._correlation.print(event, messages, level, msg_id, values)
-        else:
+        shows_ids = messages.shows_ids is True  # `is`, because a bus may be a mock
+        token = message_ids.set(partial(self._correlation.ids_of, event)) if shows_ids else None
+        try:
             getattr(messages, level)(msg_id, **values)
+        finally:
+            if token is not None:
+                message_ids.reset(token)
 
     def on_run_started(self, event: RunStarted) -> None:
         self._print(event, "info", "run.started", target_tasks=event.target_tasks)
@@ -230,7 +235,7 @@ class TelemetrySubscriber:
         self._has_failed = False
         self._reported = 0
         self._converters = Converters()
-        ignored = OPTIONAL.intersection(texts_of(connector, "ignored"))
+        ignored = OPTIONAL_MESSAGES & texts_of(connector, "ignored")
         for word, kinds in EVENTS.items():
             for kind in kinds if word not in ignored else ():
                 event_bus.subscribe(kind, self.on_event)
@@ -331,9 +336,4 @@ class TelemetrySubscriber:
         payload = shrink(payload)
         run.seq += 1
         run.lost = self._queue.lost
-        important = message.important
-        return Message(run.topic, payload, int(important), estimated_size(message.body["metadata"]), important)
-
-
-OPTIONAL = frozenset({"RUNNING", "PENDING", "ACQUIRE"})
-"""Kinds of messages that a connector may ignore."""
+        return Message(run.topic, payload, message.qos, estimated_size(message.body["metadata"]))

@@ -100,9 +100,9 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 def creating_objects() -> Iterator[None]:
     """Disable garbage collections in a block that creates objects which stay in use, and switch threads more often.
 
-    Each collection would traverse the new objects, which takes longer than their creation. Many new objects join the oldest
-    generation at the end: the next collection of young objects would block the event loop for as long. The event loop would
-    also wait for the default interval, 5 ms, each time that it needs the interpreter while a thread creates the objects.
+    Each collection would traverse the new objects, which takes longer than their creation. At the end, many new objects are
+    moved to the oldest generation: as young objects, they would make the next collection block the event loop for as long.
+    With the default interval of 5 ms, the event loop would wait so long each time that it needs the interpreter.
     """
     if not _is_creating.acquire(blocking=False):  # another block has changed the settings
         yield

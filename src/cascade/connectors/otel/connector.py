@@ -269,7 +269,7 @@ class OtelConnector:
         if run is not None and not run.root.is_recording():
             return
         self._has_spans = self._has_spans or bool(payload.get("trace_flags", 1) & TraceFlags.SAMPLED)
-        if run is not None and self._has_put_task(payload, run, tracer):
+        if run is not None and self._export_task(payload, run, tracer):
             return
         is_pending = payload["body"].get("state") == "PENDING"
         failure: Exception | None = None
@@ -286,8 +286,8 @@ class OtelConnector:
         if failure is not None:
             raise failure
 
-    def _has_put_task(self, payload: dict[str, Any], run: LiveRun, tracer: RunTracer) -> bool:
-        """Export the span of a task, if its message is a common one. Returns whether it is."""
+    def _export_task(self, payload: dict[str, Any], run: LiveRun, tracer: RunTracer) -> bool:
+        """Export the span of a task by `encode_task`. Returns False for a message that only `spans_of` can map."""
         target, is_direct = run.target, tracer.own is not None and tracer.own.is_direct
         if target is None or not is_direct or self._cicd or self._detail == "run" or payload["span_id"] in run.spans:
             return False
