@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.runtime.resolvers import hashable_cache
+from cascade.spec.parameters import hashable_cache
 
 
 class Data:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Node, split_arguments
-from cascade.runtime.resolvers import defaults_of, hashable_cache, hidden_secrets, positional_names, without_secrets
+from cascade.runtime.resolvers import hidden_secrets, without_secrets
+from cascade.spec.parameters import defaults_of, hashable_cache, positional_names
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
 from cascade.telemetry.sanitize import error_text, masked, masked_name

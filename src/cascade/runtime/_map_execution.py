@@ -131,10 +131,8 @@ class MapExecution:
             self._publish_progress()
 
     def _publish_progress(self) -> None:
-        now_ns = self._progress_ns = self._run.clock.last_ns
-        if handlers := self._run.bus.handlers(MapProgressed):
-            counts = {"map_size": self._size, "counts": self._counts()}
-            self._run.publish(MapProgressed, {"timestamp": now_ns / 1e9, **counts, **self._identity()}, handlers)
+        self._progress_ns = self._run.clock.last_ns
+        self._run.emit(MapProgressed, map_size=self._size, counts=self._counts(), **self._identity())
 
     def _counts(self) -> MapCounts:
         return MapCounts(self._done, self._failed, self._cached)

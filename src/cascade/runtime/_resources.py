@@ -14,10 +14,11 @@ from cascade.runtime import threads
 from cascade.runtime._run_context import RunContext, error_info
 from cascade.runtime.events import ResourceAcquired, ResourceEvent, ResourceReleased, ResourceSetupFailed
 from cascade.runtime.exceptions import add_note, is_cancellation, result_of
-from cascade.runtime.resolvers import add_resources, injected_defaults, injected_names
+from cascade.runtime.resolvers import add_resources
 from cascade.runtime.task_context import CURRENT_TASK, Execution, TaskContext, in_context
 from cascade.runtime.threads import SerialThread, Step
 from cascade.spec.nested import require_values
+from cascade.spec.parameters import injected_defaults, injected_names
 from cascade.spec.resource import Inject
 from cascade.telemetry.identity import setup_id, teardown_id
 from cascade.telemetry.sanitize import masked_name

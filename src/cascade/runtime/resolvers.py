@@ -1,13 +1,9 @@
 """Resolves inputs, arguments of calls, and amounts of constraints from the state of a run."""
 
-import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
-from types import FunctionType
-from typing import Any, NamedTuple, Protocol, TypeVar
-from weakref import ref
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, join_arguments, split_arguments
 from cascade.runtime._plan import PlannedNode
@@ -15,13 +11,12 @@ from cascade.runtime.exceptions import DependencyMissingError, MissingEnvError, 
 from cascade.runtime.flow import chosen_route, lazy_id
 from cascade.spec.input import EnvSpec
 from cascade.spec.nested import LAZY, require_values, substitute
+from cascade.spec.parameters import injected_names, positional_names, positional_only_defaults
 from cascade.spec.protocols import StateBackend
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
 from cascade.telemetry.redact import MASK, is_masked, is_secret
 from cascade.telemetry.sanitize import sanitize
-
-_T = TypeVar("_T")
 
 _DATA, _IMPLICIT, _ROUTE = EdgeType.DATA, EdgeType.IMPLICIT, EdgeType.ROUTER_ROUTE
 
@@ -214,85 +209,11 @@ def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resour
     if not injected:
         return
     if any(wanted.positional_only for wanted in injected.values()):
-        args.extend(_positional_only_defaults(function, len(args), resources))
+        args.extend(positional_only_defaults(function, len(args), resources))
     for parameter, wanted in injected.items():
         is_given = wanted.positional_only or (wanted.position is not None and wanted.position < len(args))
         if not is_given and parameter not in kwargs:
             kwargs[parameter] = resources[wanted.resource_name]
-
-
-def _positional_only_defaults(function: Any, given: int, resources: Mapping[str, Any]) -> list[Any]:
-    """Return the defaults of the positional-only parameters after the given ones, up to the last resource."""
-    defaults = [p.default for p in _parameters(function) if p.kind is p.POSITIONAL_ONLY][given:]
-    while defaults and type(defaults[-1]) is not Inject:
-        defaults.pop()
-    return [resources[default.resource_name] if type(default) is Inject else default for default in defaults]
-
-
-class InjectedParameter(NamedTuple):
-    """Parameter whose default is an `Inject`. `position` is None for a keyword-only parameter."""
-
-    position: int | None
-    positional_only: bool
-    resource_name: str
-
-
-def hashable_cache(compute: Callable[[Any], _T]) -> Callable[[Any], _T]:
-    """Cache `compute(function)` for the lifetime of the function: `inspect` needs microseconds.
-
-    The result must not refer to the function, because the entry would keep it alive. Results are not cached for an object
-    that defines `__eq__` or `__hash__`, or has no weak references, such as a bound method.
-    """
-    known: dict[ref[Any], _T] = {}
-
-    def forget(function: ref[Any]) -> None:
-        known.pop(function, None)
-
-    @wraps(compute)
-    def cached(function: Any) -> _T:
-        if type(function) is not FunctionType and not _is_compared_by_identity(type(function)):
-            return compute(function)
-        found: Any = known.get(ref(function), known)  # `known` is the marker for no entry
-        if found is known:
-            found = known[ref(function, forget)] = compute(function)
-        value: _T = found
-        return value
-
-    return cached
-
-
-def _is_compared_by_identity(kind: Any) -> bool:
-    return kind.__hash__ is object.__hash__ and kind.__eq__ is object.__eq__ and bool(kind.__weakrefoffset__)
-
-
-@hashable_cache
-def injected_names(function: Any) -> Mapping[str, InjectedParameter]:
-    """Return the parameters whose default is an `Inject`, by name."""
-    return {
-        p.name: InjectedParameter(
-            None if p.kind is p.KEYWORD_ONLY else position, p.kind is p.POSITIONAL_ONLY, p.default.resource_name
-        )
-        for position, p in enumerate(_parameters(function))
-        if type(p.default) is Inject
-    }
-
-
-class PositionalNames(NamedTuple):
-    """Names of the parameters for positional arguments. `rest` is the name of `*args`, or ""."""
-
-    names: tuple[str, ...]
-    rest: str
-
-    def of(self, position: int) -> str:
-        return self.names[position] if position < len(self.names) else self.rest
-
-
-@hashable_cache
-def positional_names(function: Any) -> PositionalNames:
-    """Return the names of the parameters for positional arguments."""
-    parameters = list(_parameters(function))
-    names = (p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD})
-    return PositionalNames(tuple(names), next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), ""))
 
 
 def without_secrets(arguments: Mapping[str, Any], function: Any) -> dict[str, Any]:
@@ -318,26 +239,3 @@ def hidden_secrets(arguments: Mapping[str, Any], function: Any, edges: Sequence[
 
 def _source_name(edge: Edge) -> str:
     return edge.source.name if edge.source.param_spec is None else edge.source.param_spec.name
-
-
-def injected_defaults(function: Any) -> Mapping[str, Inject]:
-    """Return the `Inject` of each parameter that has one as default.
-
-    Not cached, unlike `injected_names`: an `Inject` may refer to the function.
-    """
-    return {p.name: p.default for p in _parameters(function) if type(p.default) is Inject}
-
-
-def defaults_of(function: Any, names: frozenset[str]) -> dict[str, Any]:
-    """Return the defaults of the parameters with the given names, without resources."""
-    wanted = (p for p in _parameters(function) if p.name in names)
-    return {p.name: p.default for p in wanted if p.default is not p.empty and type(p.default) is not Inject}
-
-
-def _parameters(function: Any) -> Iterable[inspect.Parameter]:
-    if not callable(function):
-        return ()
-    try:
-        return inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # built-in functions without a signature
-        return ()
