@@ -51,7 +51,6 @@ class FanoutConnector:
         self._backpressure = CombinedBackpressure(
             *self._queues, *(connector for connector in self.connectors if isinstance(connector, Backpressure))
         )
-        self._reported_losses = [0] * len(self._queues)
         self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
         self._captures = [texts_of(connector, "capture") for connector in self.connectors]
         self._ignored = [OPTIONAL_MESSAGES & texts_of(connector, "ignored") for connector in self.connectors]
@@ -115,7 +114,7 @@ class FanoutConnector:
         Raises:
             TelemetryLostError: A strict connector has lost telemetry. Errors of the other connectors are logged.
         """
-        results = await _gather(range(len(self._queues)), self._drain_and_disconnect)
+        results = await _gather(self._queues, self._drain_and_disconnect)
         loss = next((error for error in results if isinstance(error, TelemetryLostError)), None)
         for connector, error in zip(self.connectors, results, strict=True):
             if error is not None and error is not loss:
@@ -148,12 +147,8 @@ class FanoutConnector:
             if error is not None:
                 logger.warning("%s could not unsubscribe from %s: %s", _name(connector), topic, error_text(error))
 
-    async def _drain_and_disconnect(self, index: int) -> None:
-        queue = self._queues[index]
+    async def _drain_and_disconnect(self, queue: PublishQueue) -> None:
         await queue.drain(self._drain_timeout)
-        lost, self._reported_losses[index] = queue.lost - self._reported_losses[index], queue.lost
-        if lost:
-            logger.warning("%s: %d telemetry messages were lost: %s", _name(queue.connector), lost, queue.last_error)
         await call_connector(queue.connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(queue.connector))
 
     def _place_run(self, connector: Tracing, run_id: str, *rest: Any) -> object:

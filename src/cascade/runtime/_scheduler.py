@@ -252,7 +252,7 @@ def _check_nodes(nodes: Iterable[PlannedNode], run: RunContext) -> None:
         try:
             if node.constraints:
                 amounts = node.constraints.requirements.items()
-                run.capacity.check({name: amount for name, amount in amounts if not isinstance(amount, LAZY)})
+                run.capacity.checked({name: amount for name, amount in amounts if not isinstance(amount, LAZY)})
             if node.node_type == "map" and not planned.edges:
                 zip_items(node, node.literal_inputs)
         except Exception as error:

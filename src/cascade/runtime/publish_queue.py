@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cascade._internal_errors import raise_in_tests
+from cascade._loggers import get_logger
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.guard import FAULTS, is_own_cancellation
 from cascade.runtime.protocols import Buffering
 from cascade.spec.protocols import Connector
 from cascade.telemetry.sanitize import error_text
+
+logger = get_logger(__name__)
 
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
 """Bytes of the messages in the queue. The messages of 100,000 tasks fit; the bound protects the process from a
@@ -56,6 +59,7 @@ class PublishQueue:
         self.lost = 0
         self.published = 0
         self.last_error = ""
+        self._reported = 0
         self._max_bytes = max_bytes
         self._full_bytes = min(FULL_BYTES, max_bytes // 4)
         self._room: asyncio.Future[None] | None = None
@@ -127,8 +131,15 @@ class PublishQueue:
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the bound is this method's purpose
         """Wait at most `timeout` seconds until the present messages are published, then drop the rest of them.
 
-        Messages that are put meanwhile stay in the queue.
+        Messages that are put meanwhile stay in the queue. Logs the number of messages that were lost since the last drain.
         """
+        await self._drain(timeout)
+        lost, self._reported = self.lost - self._reported, self.lost
+        if lost:
+            name = type(self.connector).__name__
+            logger.warning("%s: %d telemetry messages were lost: %s", name, lost, self.last_error)
+
+    async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - as `drain`
         self._start_publishing()
         target = self._count
         if self._oldest() >= target:

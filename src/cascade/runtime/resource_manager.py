@@ -62,13 +62,16 @@ class ResourceManager:
             elif self._try_grant(request):
                 self._grant_heads(request.amounts)
 
-    def check(self, requirements: Mapping[str, object]) -> None:
-        """Raise the ValueError of `acquire` for amounts that it can never grant."""
-        self._checked(requirements)
+    def checked(self, requirements: Mapping[str, object]) -> dict[str, float]:
+        """Return the amounts. Raises the ValueError of `acquire` for amounts that it can never grant."""
+        amounts = {name: _amount("Amount", name, value) for name, value in requirements.items()}
+        if (error := self._excess(amounts)) is not None:
+            raise error
+        return amounts
 
     def try_acquire(self, requirements: Mapping[str, float]) -> bool:
         """Acquire the amounts if they are available. Returns False if the request would wait."""
-        amounts = self._checked(requirements)
+        amounts = self.checked(requirements)
         if any(self._has_waiters(name) for name in amounts if self._is_limited(name)) or not self._fits(amounts):
             return False
         self._use(amounts)
@@ -82,7 +85,7 @@ class ResourceManager:
         """
         if self.try_acquire(requirements):
             return
-        request = _Request(self._checked(requirements), asyncio.get_running_loop().create_future())
+        request = _Request(self.checked(requirements), asyncio.get_running_loop().create_future())
         for name in request.amounts:
             self._queues[name].append(request)
         try:
@@ -106,12 +109,6 @@ class ResourceManager:
 
     def _is_limited(self, name: str) -> bool:
         return name in self._capacity or name in self._overrides
-
-    def _checked(self, requirements: Mapping[str, object]) -> dict[str, float]:
-        amounts = {name: _amount("Amount", name, value) for name, value in requirements.items()}
-        if (error := self._excess(amounts)) is not None:
-            raise error
-        return amounts
 
     def _excess(self, amounts: Mapping[str, float]) -> ValueError | None:
         """Return the error for amounts above the capacity. A lower override is temporary: requests above it wait."""

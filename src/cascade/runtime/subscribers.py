@@ -233,7 +233,6 @@ class TelemetrySubscriber:
         self._events: deque[Event] = deque()
         self._converted: deque[Message] = deque()
         self._has_failed = False
-        self._reported = 0
         self._converters = Converters()
         ignored = OPTIONAL_MESSAGES & texts_of(connector, "ignored")
         for word, kinds in EVENTS.items():
@@ -301,10 +300,6 @@ class TelemetrySubscriber:
         """Wait at most `drain_timeout` seconds until the present messages are published. Log the number of lost ones."""
         self._convert_events()
         await self._queue.drain(self._drain_timeout)
-        lost, self._reported = self._queue.lost - self._reported, self._queue.lost
-        if lost:
-            name = type(self._queue.connector).__name__
-            logger.warning("%s: %d telemetry messages were lost: %s", name, lost, self._queue.last_error)
 
     def _new_run(self, event: Event) -> RunTelemetry:
         run_id = str(event.run_id)
