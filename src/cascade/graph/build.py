@@ -95,7 +95,7 @@ class GraphBuilder:
         return next(self._steps, True)
 
     def _add_all(self) -> Iterator[bool]:
-        """Add the arguments of all nodes. Yields False while the graph has `_limit` nodes."""
+        """Add the arguments of all nodes. Yields False while the graph has `_limit` nodes or more."""
         while self._worklist:
             lazy, node = self._worklist.pop()
             arguments = _arguments(lazy)

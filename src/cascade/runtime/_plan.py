@@ -83,7 +83,7 @@ class PlannedNode:
                     continue
             self.pending += 1
             if len(source.consumers) < _FEW:
-                source.consumers = source.consumers + [self]  # noqa: RUF005 - takes no room for more, as a display does
+                source.consumers = source.consumers + [self]  # noqa: RUF005 - a display with * reserves room for more
             else:
                 source.consumers.append(self)
         self.held += held or tuple(s for s, edge in zip(sources, edges, strict=True) if edge.edge_type is not _ROUTE)
@@ -103,7 +103,7 @@ class PlannedNode:
 
 _NO_NODES: list[PlannedNode] = []
 _FEW = 4
-"""Number of consumers up to which the list of consumers has no room for more. Most nodes have fewer."""
+"""Up to this number of consumers, their list has no spare room. Most nodes have fewer."""
 
 
 def compile_plan(graph: Graph) -> dict[str, PlannedNode]:

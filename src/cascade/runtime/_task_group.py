@@ -14,8 +14,8 @@ BURST = 32
 begin: their data stays in the processor's cache, and other tasks of the event loop get a turn."""
 
 _SUCCESSORS = 8
-"""Members of a group that take over from one whose coroutine suspends. With several, the number of starts in one turn of the
-event loop grows to `BURST` in two turns, if most coroutines suspend."""
+"""Number of members that are added when a coroutine suspends. If most coroutines suspend, the number of starts in one turn of
+the event loop grows to `BURST` in two turns."""
 
 
 class GroupOwner(Protocol):
@@ -138,7 +138,7 @@ class TaskGroup:
         self._members[number] = self._loop.create_task(work, context=self._owner.new_context())
 
     async def _work(self, number: int) -> None:
-        """Run coroutines of the source, until one suspends."""
+        """Run coroutines of the source one after another, until one has suspended and ended."""
         members, idle, take, new_context = self._members, self._idle, self._source.take, self._owner.new_context
         try:
             await _pause()
@@ -173,11 +173,11 @@ class TaskGroup:
             del members[number]
 
     def _is_throttled(self) -> bool:
-        """While no coroutine runs, one starts: it waits for telemetry and publishes this wait."""
+        """Return True if telemetry delays the next start. Not called while no coroutine runs: the next one publishes its wait."""
         return self._owner.bus.backpressure.is_full() and self._source.ready() > 0
 
     def _replace(self, number: int) -> None:
-        """Add members that start other coroutines, because the coroutine of this one has suspended."""
+        """Add idle members in place of this one, whose coroutine has suspended."""
         self._idle.discard(number)
         for _ in range(min(_SUCCESSORS, min(BURST, self._source.ready()) - len(self._idle))):
             self._add_member()

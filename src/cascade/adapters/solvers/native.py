@@ -40,7 +40,7 @@ class NativeSolver:
                     waiting[target] = left = waiting[target] - 1
                     if not left:
                         ready.append(target)
-                consumers[position] = _FREED  # all at once would block other threads
+                consumers[position] = _FREED  # frees the list: freeing all at once would block other threads
             stage = ready
         if sum(map(len, plan)) < len(nodes):
             counts = dict(zip(positions, waiting, strict=True))
