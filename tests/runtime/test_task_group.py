@@ -1,10 +1,12 @@
 """Asyncio tasks and contexts of the coroutines of one run."""
 
 import asyncio
-from contextvars import ContextVar
+from collections.abc import Coroutine
+from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
 import cascade as cs
+from cascade.runtime.task_context import rest_in_context
 from tests.runtime.conftest import RecordedEngine
 
 variable = ContextVar("variable", default=0)
@@ -62,3 +64,42 @@ async def test_many_coroutines_wait_at_once_beside_some_that_do_not_suspend(reco
     waiting = 0
     barrier.clear()
     assert await recorded.run(cs.task(list, name="all")([wait(number) for number in range(1000)])) == list(range(1000))
+
+
+async def test_a_cancellation_that_a_coroutine_has_withdrawn_does_not_reach_the_next_one(
+    recorded: RecordedEngine,
+) -> None:
+    @cs.task
+    async def withdraw() -> None:
+        running: Any = asyncio.current_task()
+        running.cancel()
+        running.uncancel()
+
+    await recorded.run(slow(withdraw()))
+
+
+async def test_coroutines_run_with_an_eager_task_factory(recorded: RecordedEngine) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(eager_factory)
+    try:
+        calls: list[Any] = [slow() if number % 3 else quick() for number in range(2_000)]
+        found = await recorded.run(cs.task(lambda *found: found, name="all", threaded=False)(*calls))
+    finally:
+        loop.set_task_factory(None)
+    assert [value for _, value in found] == [0] * len(calls)
+
+
+def eager_factory(loop: asyncio.AbstractEventLoop, work: Any, context: Context | None = None, **_: Any) -> Any:
+    """Run the first step at once, as `asyncio.eager_task_factory` of Python 3.12 does."""
+    context = context or copy_context()
+    try:
+        awaited = context.run(work.send, None)
+    except StopIteration as end:
+        future = loop.create_future()
+        future.set_result(end.value)
+        return future
+
+    async def rest(work: Coroutine[Any, Any, Any], awaited: Any) -> Any:
+        return await rest_in_context(context, work, awaited)
+
+    return asyncio.Task(rest(work, awaited), loop=loop, context=context.copy())

@@ -141,7 +141,7 @@ class TaskGroup:
         """Run coroutines of the source one after another, until one has suspended and ended."""
         members, idle, take, new_context = self._members, self._idle, self._source.take, self._owner.new_context
         try:
-            await _pause()
+            await self._first_turn()
             left = burst = BURST // len(idle)
             while not self._over.done():
                 if not left:
@@ -157,20 +157,28 @@ class TaskGroup:
                     try:
                         awaited = context.run(work.send, None)
                     except StopIteration:
-                        continue
+                        if not getattr(members[number], "_must_cancel", False):
+                            continue
+                        # The coroutine has requested a cancellation and withdrawn it. Before Python 3.13, it would reach the
+                        # next coroutine of this asyncio task.
+                        self._replace(number)
+                        break
                     self._replace(number)
                     await rest_in_context(context, work, awaited)
                     break
                 else:
                     break
-        except asyncio.CancelledError as error:
-            if self._reason is None:  # cancelled by other code than this group
-                self.fail(error)
         except BaseException as error:  # noqa: BLE001 - raised again by run
-            self.fail(error)
+            if self._reason is None or not isinstance(error, asyncio.CancelledError):  # not cancelled by this group
+                self.fail(error)
         finally:
             idle.discard(number)
             del members[number]
+
+    async def _first_turn(self) -> None:
+        await _pause()
+        if self._loop.get_task_factory() is not None:
+            await _pause()  # an eager factory has started the task before `_members` contains it
 
     def _is_throttled(self) -> bool:
         """Return True if telemetry delays the next start. Not called while no coroutine runs: the next one publishes its wait."""
