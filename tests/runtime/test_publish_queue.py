@@ -336,3 +336,21 @@ def test_every_dropped_message_is_counted(messages: list[tuple[int, int]], limit
             assert queue.lost == 0
 
     asyncio.run(scenario())
+
+
+async def test_a_coroutine_function_named_put_does_not_replace_publish() -> None:
+    class Unrelated(MemoryConnector):
+        def is_full(self) -> bool:
+            return False
+
+        async def room(self) -> None: ...
+
+        async def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> bool:
+            raise AssertionError
+
+    connector = Unrelated()
+    queue = PublishQueue(connector)
+    queue.put(message(0))
+    await queue.drain(HANG)
+    assert numbers(connector) == [0]
+    assert (queue.published, queue.lost) == (1, 0)

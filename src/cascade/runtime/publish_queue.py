@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
 
 from cascade._internal_errors import raise_in_tests
@@ -74,7 +75,7 @@ class PublishQueue:
         self._close_reason = ""
         self._backpressure = CombinedBackpressure()
         self._put = None
-        if isinstance(connector, Buffering):
+        if isinstance(connector, Buffering) and not iscoroutinefunction(connector.put):  # it may have another meaning
             self._put = connector.put
             self._backpressure.add(connector)
         self._final_drains = 0  # drains that no longer wait for room in the connector
