@@ -235,8 +235,19 @@ class ChangesInPut(MemoryConnector):
         return True
 
 
-@pytest.mark.parametrize("connector", [ChangesInPublish, ChangesInPut])
-def test_the_conformance_suite_detects_a_connector_that_changes_a_payload(connector: type[MemoryConnector]) -> None:
+class ReturnsNoneFromPut(ChangesInPut):
+    def put(self, topic: str, payload: dict[str, Any], qos: int = 0) -> Any:
+        self.messages.append(PublishedMessage(topic, payload, qos))
+
+
+def test_a_put_that_returns_none_has_queued_the_message() -> None:
+    connector = ReturnsNoneFromPut()
+    cs.run(cs.task(lambda: 1, name="one", threaded=False)(), connector=connector, log_level="OFF")
+    assert [payload["seq"] for payload in connector.payloads] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("connector", [ChangesInPublish, ChangesInPut, ReturnsNoneFromPut])
+def test_the_conformance_suite_detects_a_connector_with_this_fault(connector: type[MemoryConnector]) -> None:
     class Conformance(ConnectorConformance):
         def make_connector(self) -> MemoryConnector:
             return connector()

@@ -108,7 +108,7 @@ class PublishQueue:
             return
         if self._put is not None and not self._queue and self._publishing is None:
             try:
-                if self._put(message.topic, message.payload, message.qos):
+                if self._put(message.topic, message.payload, message.qos) is not False:  # None would be sent twice
                     self.published += 1
                     return
             except FAULTS as error:

@@ -107,10 +107,10 @@ def creating_objects() -> Iterator[None]:
     if not _is_creating.acquire(blocking=False):  # another block has changed the settings
         yield
         return
-    _settings[:] = gc.isenabled(), sys.getswitchinterval()
-    gc.disable()
-    sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
     try:
+        _settings[:] = gc.isenabled(), sys.getswitchinterval()
+        gc.disable()
+        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         yield
     finally:
         if gc.get_count()[0] > MANY_OBJECTS and not gc.get_freeze_count():  # frozen objects stay frozen
@@ -126,10 +126,12 @@ _settings: list[Any] = []
 def _restore_settings() -> None:
     """Restore what a block has changed. In a forked child, the block ends in the parent only."""
     if _is_creating.locked():
-        has_gc, interval = _settings
-        sys.setswitchinterval(interval)
-        if has_gc:
-            gc.enable()
+        if _settings:  # empty after a fork or an interrupt at the start of the block
+            has_gc, interval = _settings
+            sys.setswitchinterval(interval)
+            if has_gc:
+                gc.enable()
+            _settings.clear()
         _is_creating.release()
 
 

@@ -89,7 +89,9 @@ class ConnectorConformance(ControlConformance):
             await connector.connect()
             for message in recorder.messages:
                 arguments = message.topic, message.payload, message.qos
-                if not (isinstance(connector, Buffering) and connector.put(*arguments)):
+                is_queued = connector.put(*arguments) if isinstance(connector, Buffering) else False
+                assert isinstance(is_queued, bool), "put must return True, or False if the connector is full"
+                if not is_queued:
                     await connector.publish(*arguments)
             await connector.disconnect()
 
