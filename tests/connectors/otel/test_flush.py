@@ -122,7 +122,8 @@ def test_an_outage_ends_even_if_a_run_ends_during_each_flush(
     provider = provider_with(processor)
 
     def while_another_run_ends() -> bool:
-        pool.submit(run, provider).result(HANG)
+        if len(warnings(caplog)) < 2:  # a run after the outage would wait for the flush that waits for this run
+            pool.submit(run, provider).result(HANG)
         return True
 
     with ThreadPoolExecutor(1) as pool:
@@ -130,7 +131,6 @@ def test_an_outage_ends_even_if_a_run_ends_during_each_flush(
         processor.then = while_another_run_ends
         processor.gate.set()
         until_blocking(lambda: len(warnings(caplog)) > 1)
-        processor.then = lambda: True
     assert "is flushed again" in warnings(caplog)[1]
 
 
