@@ -63,11 +63,9 @@ class TaskContext:
     @property
     def location(self) -> SpanLocation:
         """Trace and parent of the span of the task."""
-        child = self.child
-        if child is None:
+        if self.child is None:
             return self.trace.location_of(self.task_id, self.map_id)
-        location: SpanLocation | None = child.part.location  # known for all but the first child of a part
-        return location or self.trace.location_in(child.part)
+        return self.trace.location_in(self.child.part)
 
     @property
     def span(self) -> SpanRef:

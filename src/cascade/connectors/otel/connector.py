@@ -288,8 +288,8 @@ class OtelConnector:
 
     def _export_task(self, payload: dict[str, Any], run: LiveRun, tracer: RunTracer) -> bool:
         """Export the span of a task by `encode_task`. Returns False for a message that only `spans_of` can map."""
-        target, is_direct = run.target, tracer.own is not None and tracer.own.is_direct
-        if target is None or not is_direct or self._cicd or self._detail == "run" or payload["span_id"] in run.spans:
+        target, needs_mapping = run.target, self._cicd or self._detail == "run" or payload["span_id"] in run.spans
+        if target is None or needs_mapping or not tracer.is_direct:
             return False
         encoded = encode_task(payload)
         if encoded is None:
@@ -315,7 +315,7 @@ class OtelConnector:
             if data.trace_id not in run.traces:
                 run.add_trace(data.trace_id)
             target = run.target or target
-        if target is None or tracer.own is None or not tracer.own.is_direct:
+        if target is None or not tracer.is_direct:
             emit_finished(tracer, data, run)
         elif data.flags & TraceFlags.SAMPLED:
             encoded = encode_span(data)

@@ -61,6 +61,11 @@ class RunTracer:
     target: ExportTarget | None = None
     endpoint: str = ""
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether finished spans can be encoded without a span of the SDK (`CascadeTracerProvider.is_direct`)."""
+        return self.own is not None and self.own.is_direct
+
     def resource(self) -> Resource:
         """Return the current resource. The provider replaces it after a fork."""
         return self.provider.resource

@@ -190,6 +190,6 @@ class SpanActivation:
         if not run.root.is_recording():
             return NonRecordingSpan(span_context(task.current_span))
         self._span = TaskSpan(task, run, has_attempts=self._detail == "full")
-        if (own := run.tracer.own) is None or not own.is_direct:  # span processors must be called at its start
+        if not run.tracer.is_direct:  # span processors must be called at its start
             self._span.sdk_span()
         return self._span
