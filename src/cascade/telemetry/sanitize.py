@@ -78,6 +78,11 @@ def masked_name(name: str) -> str:
     return _masked_name(name, rules_version())
 
 
+def masked_tags(tags: Iterable[str]) -> list[str]:
+    """Return the tags of a task or a run, each masked and truncated to `MAX_NAME_BYTES`, without repetitions."""
+    return list(dict.fromkeys(map(masked_name, tags)))
+
+
 @lru_cache(maxsize=4096)
 def _masked_name(name: str, version: int) -> str:  # noqa: ARG001 - a part of the cache's key
     return masked(name, MAX_NAME_BYTES)
