@@ -18,9 +18,9 @@ from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel.encode import Envelope, encode_span, encode_task, varint
 from cascade.connectors.otel.live_spans import emit_finished
 from cascade.connectors.otel.provider import tracer_of
-from cascade.connectors.otel.span_data import SpanData, SpanEvent, SpanLink
-from cascade.connectors.otel.span_mapping import spans_of
 from cascade.telemetry import attributes as a
+from cascade.telemetry.span_data import SpanData, SpanEvent, SpanLink
+from cascade.telemetry.span_mapping import spans_of
 from cascade.telemetry.wire import task_body
 
 exporter = InMemorySpanExporter()

@@ -12,11 +12,11 @@ from opentelemetry import trace
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.connectors.otel.encode import encode_span
-from cascade.connectors.otel.span_mapping import spans_of
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import ErrorInfo, RunStarted, TaskExecutionFinished, TaskExecutionStarted
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.telemetry.identity import RunTrace
+from cascade.telemetry.span_mapping import spans_of
 from cascade.telemetry.trace_budget import PartLimits
 from cascade.telemetry.trace_shards import TraceShards
 from cascade.testing import Spans

@@ -30,8 +30,6 @@ from cascade.connectors.otel.live_spans import (
 from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import ExportTarget
 from cascade.connectors.otel.signals import Exports, ExportSetup, Signals
-from cascade.connectors.otel.span_data import SpanData
-from cascade.connectors.otel.span_mapping import spans_of
 from cascade.connectors.otel.task_span import SpanActivation
 from cascade.connectors.report import ConnectorReport
 from cascade.runtime.exceptions import TelemetryLostError
@@ -39,6 +37,8 @@ from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
 from cascade.telemetry.identity import RunTrace, SpanRef, place_run
 from cascade.telemetry.sanitize import masked_name
+from cascade.telemetry.span_data import SpanData
+from cascade.telemetry.span_mapping import spans_of
 
 logger = get_logger("cascade.connectors.otel")
 

@@ -23,9 +23,9 @@ from opentelemetry.trace import SpanContext
 
 from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.buffer import QueuedItems
-from cascade.connectors.otel.span_data import Attributes, SpanData, SpanEvent
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_VALUE_BYTES
+from cascade.telemetry.span_data import Attributes, SpanData, SpanEvent
 
 SCOPE = "cascade"
 """Name of the instrumentation scope of Cascade."""

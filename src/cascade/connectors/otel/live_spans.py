@@ -27,10 +27,10 @@ from cascade.connectors.otel.environment import SettingWarning, warn_once
 from cascade.connectors.otel.provider import RunTracer
 from cascade.connectors.otel.routing import ExportTarget, RunTargets, add_target, remove_target, run_targets
 from cascade.connectors.otel.sdk_hooks import add_part, remove_part, with_task
-from cascade.connectors.otel.span_data import SpanData
 from cascade.telemetry import attributes as a
 from cascade.telemetry import identity
 from cascade.telemetry.identity import RunTrace, SpanRef, span_id
+from cascade.telemetry.span_data import SpanData
 
 logger = get_logger("cascade.connectors.otel")
 

@@ -20,8 +20,8 @@ from cascade.connectors.otel.metrics.instruments import instruments_of
 from cascade.connectors.otel.options import ExportOptions
 from cascade.connectors.otel.routing import Share
 from cascade.connectors.otel.sdk_settings import MetricSettings
-from cascade.connectors.otel.span_mapping import error_type
 from cascade.connectors.otel.transport import prepare
+from cascade.telemetry.span_mapping import error_type
 
 MAX_RUNS = 1000
 """Active runs of one connector. A further run replaces the oldest one, whose end may never be published."""

@@ -7,15 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from cascade.connectors.otel.span_data import (
-    Attributes,
-    SpanData,
-    SpanEvent,
-    SpanLink,
-    part_event,
-    part_link,
-    part_root,
-)
 from cascade.spec.metadata import (
     Attempt,
     ConstraintRef,
@@ -31,6 +22,15 @@ from cascade.spec.metadata import (
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED, span_id
 from cascade.telemetry.limits import MAX_LINKS, MAX_VALUE_BYTES, truncate
+from cascade.telemetry.span_data import (
+    Attributes,
+    SpanData,
+    SpanEvent,
+    SpanLink,
+    part_event,
+    part_link,
+    part_root,
+)
 
 Message = Mapping[str, Any]
 """A message with its header and its `body`, or only the body."""
