@@ -24,7 +24,7 @@ from cascade.runtime.events import RunFinished, RunStarted, RunStillStopping
 from cascade.runtime.protocols import Connector
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
 from cascade.runtime.task_context import CURRENT_TASK, current_task
-from cascade.spec.lazy_types import Lazy
+from cascade.spec.lazy_types import Target
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import RunTrace
 
@@ -35,7 +35,7 @@ _PLACEHOLDER = "{trace_id}"
 
 
 def run(
-    target: Lazy[T],
+    target: Target[T],
     params: dict[str, Any] | None = None,
     system_resources: Mapping[str, float] | None = None,
     log_level: str = "INFO",
@@ -52,7 +52,7 @@ def run(
     second signal ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Args:
-        target: A lazy result: the value of a call of a task or of its `.map`.
+        target: A lazy result: the value of a call of a task or of its `.map`. Or a graph, which `from_json` returns.
         params: Values of the workflow's Params, by name.
         system_resources: Capacities of the resources that `with_constraints` requests, by name. Other names are unlimited.
         log_level: The lowest level of the messages that this run prints on stderr: "DEBUG", "INFO", "WARNING", "ERROR"
@@ -100,7 +100,7 @@ def run_to_end(work: "PreparedRun") -> Any:
 
 
 async def run_async(
-    target: Lazy[T],
+    target: Target[T],
     params: dict[str, Any] | None = None,
     system_resources: Mapping[str, float] | None = None,
     log_level: str = "INFO",

@@ -20,7 +20,6 @@ from cascade.graph.serialize import graph_from_dict, graph_to_dict
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
-from tests.lab.workflows import GraphSolver
 
 
 @cs.task
@@ -41,12 +40,12 @@ UserId = NewType("UserId", int)
 
 
 def round_trip(target: Any) -> Any:
-    return cs.from_json(cs.to_json(build_graph(target)))
+    return cs.from_json(cs.to_json(target))
 
 
 def test_the_keys_are_the_contracts() -> None:
     target = add(1, y=add(2)).with_retry(2, delay=0.5).with_constraints(cpu=1)
-    data = json.loads(cs.to_json(build_graph(target)))
+    data = json.loads(cs.to_json(target))
     assert set(data) == {"nodes", "edges", "routers"}
     node, edge = data["nodes"][0], data["edges"][0]
     assert node["id"] == target._uuid
@@ -92,7 +91,7 @@ def test_labels_survive_the_round_trip() -> None:
         assert given is not None
         assert _label_of(round_trip(labelled.map(x=[1]).with_label(given)), 1) == label
     with pytest.raises(ValueError, match="The label of task 'labelled'"):
-        cs.to_json(build_graph(labelled(1).with_label(lambda x: "local")))
+        cs.to_json(labelled(1).with_label(lambda x: "local"))
 
 
 def _label_of(graph: Graph, x: int) -> Any:
@@ -107,7 +106,7 @@ def test_a_task_is_unwrapped_to_its_function() -> None:
 def test_a_restored_graph_runs() -> None:
     router = cs.Router(cs.Param("mode", default="b"), {"a": add(1), "b": add(2)})
     target = cs.task(plain)(add(router, y=cs.task(sum_of)([add(3), 4])))
-    assert run(target, round_trip(target)) == 9
+    assert run(round_trip(target)) == 9
 
 
 def sum_of(parts: list[int]) -> int:
@@ -251,16 +250,16 @@ def test_a_restored_workflow_has_the_same_value(target: Any) -> None:
     before = build_graph(target)
     after = cs.from_json(cs.to_json(before))
     assert graph_to_dict(after) == graph_to_dict(before)
-    assert run(target, after) == run(target, before)
+    assert run(after) == run(target)
 
 
-def run(target: Any, graph: Graph) -> Any:
-    return asyncio.run(Engine(GraphSolver(graph), cs.LocalExecutor(), MessageBus()).run(target))
+def run(target: Any) -> Any:
+    return asyncio.run(Engine(cs.NativeSolver(), cs.LocalExecutor(), MessageBus()).run(target))
 
 
 def test_a_literal_without_a_json_form_is_named() -> None:
     with pytest.raises(TypeError, match=r"'add'.*'y'.*object"):
-        cs.to_json(build_graph(add(1, y=object())))
+        cs.to_json(add(1, y=object()))
 
 
 class Method:
@@ -311,12 +310,12 @@ def local() -> Any:
 def test_to_json_names_a_function_that_cannot_be_imported(function: Any, text: str) -> None:
     task: Any = cs.task(function, name="mine")
     with pytest.raises(ValueError, match=rf"^Task 'mine': .*{text}"):
-        cs.to_json(build_graph(task()) if function != plain else build_graph(task(1)))
+        cs.to_json(task() if function != plain else task(1))
 
 
 def test_to_json_names_the_map_of_a_function_that_cannot_be_imported() -> None:
     with pytest.raises(ValueError, match=r"^Map 'map\(mine\)': .*lambda"):
-        cs.to_json(build_graph(cs.task(lambda x: x, name="mine").map(x=[1])))
+        cs.to_json(cs.task(lambda x: x, name="mine").map(x=[1]))
 
 
 @pytest.mark.parametrize("function", [len, dict, Method.of_class, Method.static, Method, functools.partial, shadowed])
@@ -340,20 +339,20 @@ def test_to_json_names_a_local_class() -> None:
         a: int
 
     with pytest.raises(ValueError, match=r"^Node 'add': argument '0': .*Local.*top of a module"):
-        cs.to_json(build_graph(add(Local(1))))
+        cs.to_json(add(Local(1)))
 
 
 def test_a_literal_that_contains_itself_has_no_json_form() -> None:
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(TypeError, match="Node 'add': argument '0' contains itself"):
-        cs.to_json(build_graph(add(loop)))
+        cs.to_json(add(loop))
 
 
 @pytest.mark.parametrize("value", [collections.defaultdict(list), collections.deque([1], maxlen=2)])
 def test_a_container_with_attributes_has_no_json_form(value: Any) -> None:
     with pytest.raises(TypeError, match=r"argument '0' is a (deque|defaultdict) with attributes"):
-        cs.to_json(build_graph(add(value)))
+        cs.to_json(add(value))
 
 
 def test_the_repr_of_the_content_of_a_set_is_not_called() -> None:
@@ -367,7 +366,7 @@ def test_the_keys_of_a_router_survive_the_round_trip() -> None:
     (router,) = {id(edge.router): edge.router for edge in graph.edges if edge.router is not None}.values()
     assert {key: route._uuid for key, route in router.routes.items()} == {k: r._uuid for k, r in routes.items()}
     assert list(map(type, router.routes)) == list(map(type, routes))
-    data = json.loads(cs.to_json(build_graph(add(cs.Router(add(1), {"a": add(1), 2: add(2)})))))
+    data = json.loads(cs.to_json(add(cs.Router(add(1), {"a": add(1), 2: add(2)}))))
     assert list(data["routers"][0]["routes"]) == ["a", "2"]
 
 
@@ -410,7 +409,7 @@ def test_an_input_keeps_its_default() -> None:
 
 def test_a_type_without_a_json_form_is_refused() -> None:
     with pytest.raises(TypeError, match="Param 'p': the type 5 has no JSON form"):
-        cs.to_json(build_graph(cs.Param("p", type=5)))
+        cs.to_json(cs.Param("p", type=5))
 
 
 @pytest.mark.parametrize("kind", ["Path", "print", {"module": "no.such", "qualname": "X"}, {"nonsense": 1}, None])
@@ -425,4 +424,4 @@ def test_a_local_class_cannot_be_the_type_of_a_stored_param() -> None:
     class Local: ...
 
     with pytest.raises(ValueError, match=r"Param 'p': Cannot import .*Local"):
-        cs.to_json(build_graph(cs.Param("p", type=Local)))
+        cs.to_json(cs.Param("p", type=Local))

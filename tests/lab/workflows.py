@@ -1,11 +1,9 @@
-"""Workflows of the tests: one with tasks of all kinds, and one with one task; a solver for restored workflows."""
+"""Workflows of the tests: one with tasks of all kinds, and one with one task."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import cascade as cs
-from cascade.graph.model import Graph
-from cascade.runtime.protocols import ExecutionPlan
 from cascade.testing import MemoryConnector
 
 
@@ -76,14 +74,3 @@ def recorded() -> list[Any]:
     connector = MemoryConnector()
     cs.run(load(), connector=connector, log_level="OFF")
     return connector.messages
-
-
-class GraphSolver(cs.NativeSolver):
-    """Solver that replaces the nodes and edges of a run by those of another graph with the same target."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-
-    def resolve(self, graph: Graph) -> ExecutionPlan:
-        graph.nodes, graph.edges = self._graph.nodes, self._graph.edges
-        return super().resolve(graph)

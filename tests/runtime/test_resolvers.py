@@ -5,11 +5,8 @@ from typing import Any
 import pytest
 
 import cascade as cs
-from cascade.graph.build import build_graph
-from cascade.graph.model import Graph
 from cascade.runtime.engine import run_nested
 from cascade.spec.lazy_types import MappedLazyResult
-from tests.lab.workflows import GraphSolver
 from tests.runtime.conftest import RecordedEngine
 
 
@@ -99,9 +96,8 @@ async def test_a_factory_that_is_not_a_task_receives_them(recorded: RecordedEngi
 async def test_a_restored_graph_has_the_same_arguments(collect: Any) -> None:
     for args, kwargs in CALLS:
         target = collect(*map(LOAD, args), **kwargs)
-        restored: Graph = cs.from_json(cs.to_json(build_graph(target)))
-        engine = cs.Engine(GraphSolver(restored), cs.LocalExecutor(), cs.MessageBus())
-        assert await engine.run(target) == (args, kwargs)
+        engine = cs.Engine(cs.NativeSolver(), cs.LocalExecutor(), cs.MessageBus())
+        assert await engine.run(cs.from_json(cs.to_json(target))) == (args, kwargs)
 
 
 LOAD = load

@@ -229,6 +229,8 @@ cs.shel("ls")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAc
 cs.shell()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 assert_type(cs.subflow("other.py", "target"), LazyResult[Any])
 assert_type(cs.graph.model.Graph(), Graph)
+assert_type(cs.run(cs.from_json("")), Any)
+assert_type(cs.to_json(plain(1)), str)
 
 
 # Resources and constraints

@@ -37,7 +37,7 @@ def import_name(thing: Any, owner: str) -> dict[str, str]:
 
     Raises:
         ValueError: The name does not import the same object, as for a lambda, a partial, a bound method or a local
-            function. The text begins with `owner`.
+            function, or the object is in `__main__`. The text begins with `owner`.
     """
     function = _function_of(thing)
     kind = type(function)
@@ -45,6 +45,11 @@ def import_name(thing: Any, owner: str) -> dict[str, str]:
         "module": str(getattr(function, "__module__", None) or kind.__module__),
         "qualname": str(getattr(function, "__qualname__", kind.__qualname__)),
     }
+    if name["module"] == "__main__":
+        raise ValueError(
+            f"{owner}: {name['qualname']} is in __main__, the program that was started. Another program has another "
+            "__main__; move the object to a module, and import it from there"
+        )
     try:
         found = _function_of(import_object(name))
     except ValueError as error:

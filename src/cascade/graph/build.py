@@ -22,11 +22,14 @@ _NO_LITERALS: dict[str, Any] = {}
 def build_graph(target: Any) -> Graph:
     """Build the graph of a target and all its upstream nodes, in time linear in nodes and edges.
 
-    The id of a node is the `_uuid` of its lazy result. Two builds of one target have the same ids.
+    The id of a node is the `_uuid` of its lazy result. Two builds of one target have the same ids. A graph is returned
+    unchanged.
 
     Raises:
         TypeError: The target is not a lazy result.
     """
+    if isinstance(target, Graph):
+        return target
     builder = GraphBuilder(target)
     builder.run()
     return builder.graph
@@ -51,12 +54,12 @@ class GraphBuilder:
         """Tasks whose calls need no check, by `id`."""
         self._steps = self._add_all()
         self._limit = inf
-        self._add_node(target)
+        self._target = self._add_node(target)
 
     @property
     def graph(self) -> Graph:
         """The graph, after `run` has returned True."""
-        return Graph([*self._nodes.values()], self._edges)
+        return Graph([*self._nodes.values()], self._edges, self._target)
 
     def _add_node(self, lazy: Any) -> Node:
         node = self._nodes[lazy._uuid] = _node_from(lazy)

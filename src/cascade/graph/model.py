@@ -13,12 +13,14 @@ from typing import Any
 
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
-from cascade.spec.lazy_types import Label
+from cascade.spec.lazy_types import Label, Target
 from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 
 _KEYWORD_MARK = "**"
+_SHOWN_ENDS = 8
+"""Maximum number of nodes in the error of a graph without a target."""
 _MAX_DIGITS = 9
 """Longest position in digits: a call cannot have more arguments."""
 
@@ -111,11 +113,16 @@ class Edge:
 
 
 @dataclass(repr=False)
-class Graph:
-    """Nodes and edges in the order of discovery: a target comes before its sources."""
+class Graph(Target[Any]):
+    """Nodes and edges in the order of discovery: a target comes before its sources. A run accepts a graph as its target.
+
+    Attributes:
+        target: The node whose value is the value of a run. With None, it is the only node that no other node uses.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
+    target: Node | None = None
 
     def __post_init__(self) -> None:
         self._ids: set[str] = set()
@@ -130,6 +137,29 @@ class Graph:
 
     def add_edge(self, edge: Edge) -> None:
         self.edges.append(edge)
+
+    def require_target(self) -> Node:
+        """Return the node whose value is the value of a run.
+
+        Raises:
+            ValueError: The graph has no target, and not exactly one node that no other node uses.
+        """
+        if self.target is not None:
+            return self.target
+        ends = self.unused()
+        if len(ends) == 1:
+            return ends[0]
+        found = ", ".join(f"'{node.name}' ({node.id})" for node in ends[:_SHOWN_ENDS])
+        more = f" and {len(ends) - _SHOWN_ENDS} more" if len(ends) > _SHOWN_ENDS else ""
+        raise ValueError(
+            f"The graph has no target, and {len(ends)} nodes that no other node uses: {found or 'none'}{more}; "
+            "set Graph.target, or the key 'target' of the JSON, to the node whose value the run returns"
+        )
+
+    def unused(self) -> list[Node]:
+        """Return the nodes that no other node uses."""
+        used = {edge.source.id for edge in self.edges}
+        return [node for node in self.nodes if node.id not in used]
 
     def __repr__(self) -> str:
         return f"<Graph of {len(self.nodes)} nodes, {len(self.edges)} edges>"

@@ -15,6 +15,7 @@ from cascade.graph._json_values import (
     import_object,
     lazy_reference,
 )
+from cascade.graph.build import build_graph
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
@@ -23,19 +24,24 @@ from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
 
-def to_json(graph: Graph, indent: int | None = 2) -> str:
-    """Return a graph as JSON text.
+def to_json(target: Any, indent: int | None = 2) -> str:
+    """Return the graph of a target as JSON text. The target is that of a run, or a graph.
+
+    Caches are not stored: a cache is an object of the process.
 
     Raises:
         TypeError: A literal argument has no JSON form. The text names the node and the argument.
         ValueError: A function cannot be imported, such as a lambda, a partial or a bound method. The text names the
             task.
     """
-    return json.dumps(graph_to_dict(graph), indent=indent)
+    return json.dumps(graph_to_dict(build_graph(target)), indent=indent)
 
 
 def from_json(text: str) -> Graph:
-    """Return the graph of a text from `to_json`.
+    """Return the graph of a text from `to_json`. The graph is a target: `cs.run(cs.from_json(text))`.
+
+    The text names modules, which are imported, and functions, which a run calls. Read only a text that you trust as much
+    as code.
 
     Raises:
         ValueError: The text is not the JSON of a graph, a function cannot be imported, or an edge refers to an unknown
@@ -51,11 +57,14 @@ def graph_to_dict(graph: Graph) -> dict[str, Any]:
         if edge.router is not None:
             routers.setdefault(id(edge.router), edge.router)
     index = {key: position for position, key in enumerate(routers)}
-    return {
+    data: dict[str, Any] = {
         "nodes": [_node_to_dict(node) for node in graph.nodes],
         "edges": [_edge_to_dict(edge, index) for edge in graph.edges],
         "routers": [_router_to_dict(router) for router in routers.values()],
     }
+    if graph.target is not None and graph.unused() != [graph.target]:
+        data["target"] = graph.target.id
+    return data
 
 
 def graph_from_dict(data: dict[str, Any]) -> Graph:
@@ -64,11 +73,12 @@ def graph_from_dict(data: dict[str, Any]) -> Graph:
         nodes = {item["id"]: _node_from_dict(item) for item in data["nodes"]}
         routers = [_router_from_dict(item) for item in data.get("routers", ())]
         edges = [_edge_from_dict(item, nodes, routers) for item in data["edges"]]
+        target = _require_node("target of the graph", data["target"], nodes) if "target" in data else None
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"The data is not a graph that to_json has written: {type(error).__name__}: {error}"
         ) from error
-    return Graph(list(nodes.values()), edges)
+    return Graph(list(nodes.values()), edges, target)
 
 
 def _node_to_dict(node: Node) -> dict[str, Any]:
@@ -122,13 +132,16 @@ def _edge_to_dict(edge: Edge, routers: dict[int, int]) -> dict[str, Any]:
 
 
 def _edge_from_dict(data: dict[str, Any], nodes: dict[str, Node], routers: list[Router]) -> Edge:
-    for end in ("source_id", "target_id"):
-        if data[end] not in nodes:
-            raise ValueError(f"The {end} of an edge is {data[end]!r}, but the graph has no such node")
+    source, target = (_require_node(f"{end} of an edge", data[end], nodes) for end in ("source_id", "target_id"))
     router = routers[int(data["router_index"])] if "router_index" in data else None
-    source, target = nodes[data["source_id"]], nodes[data["target_id"]]
     kind = ArgKind(data["arg_kind"]) if "arg_kind" in data else None
     return Edge(source, target, data["arg_name"], EdgeType[data["edge_type"]], router, kind)
+
+
+def _require_node(what: str, node_id: str, nodes: dict[str, Node]) -> Node:
+    if node_id not in nodes:
+        raise ValueError(f"The {what} is {node_id!r}, but the graph has no such node")
+    return nodes[node_id]
 
 
 def _router_to_dict(router: Router) -> dict[str, Any]:

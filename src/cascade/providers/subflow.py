@@ -11,7 +11,7 @@ from uuid import uuid4
 from cascade.context import scoped
 from cascade.runtime.engine import run_nested
 from cascade.runtime.threads import in_thread
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult
+from cascade.spec.lazy_types import Target
 from cascade.spec.task import task
 
 
@@ -58,10 +58,10 @@ def _load(path: str) -> ModuleType:
 
 def _target_of(module: ModuleType, target: str, path: str) -> Any:
     found = getattr(module, target, None)
-    if isinstance(found, (LazyResult, MappedLazyResult)):
+    if isinstance(found, Target):
         return found
     raise ValueError(f"Target '{target}' not found in '{path}'; it has: {', '.join(_targets(module)) or 'none'}")
 
 
 def _targets(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if isinstance(value, (LazyResult, MappedLazyResult))]
+    return [name for name, value in vars(module).items() if isinstance(value, Target)]

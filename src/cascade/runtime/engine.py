@@ -20,7 +20,6 @@ from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
 from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.flow import lazy_id
 from cascade.runtime.guard import call_connector, flush_timeout_of
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import node_fields
@@ -28,7 +27,7 @@ from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
 from cascade.runtime.threads import creating_objects, in_thread
-from cascade.spec.lazy_types import Lazy, MappedLazyResult
+from cascade.spec.lazy_types import Target
 from cascade.spec.resource import ResourceDefinition
 from cascade.telemetry.identity import new_run_id
 from cascade.telemetry.sanitize import error_text
@@ -109,12 +108,13 @@ class Engine:
         """Replace the generator function of a resource. `new` is a generator function or a resource definition."""
         self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
 
-    async def run(self, target: Lazy[T], params: dict[str, Any] | None = None) -> T:
+    async def run(self, target: Target[T], params: dict[str, Any] | None = None) -> T:
         """Run the target and the tasks that it needs, and return the value of the target.
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
-            TypeError: The target is not a lazy result.
+            TypeError: The target is neither a lazy result nor a graph.
+            ValueError: A graph has no target.
             DependencyMissingError: The target was skipped.
             BaseException: The exception of the first task that failed, unchanged.
         """
@@ -131,8 +131,8 @@ class Engine:
             with suspended:  # the calling task holds no permit while it waits for a nested run
                 async with _connected(connector, self.bus, run_id, self.controller):
                     # The start time is taken here: the duration of a run does not include the connect.
-                    run = self._new_run(run_id, _name_of(target), dict(params or {}), new_context)
-                    value: T = await self._run_with_control(run, graph, target, {"nested": nested, **nodes})
+                    run = self._new_run(run_id, graph.require_target().name, dict(params or {}), new_context)
+                    value: T = await self._run_with_control(run, graph, {"nested": nested, **nodes})
                     return value
         finally:
             current_engine.reset(token)
@@ -162,18 +162,19 @@ class Engine:
             clock=clock,
         )
 
-    async def _run_with_control(self, run: RunContext, graph: Graph, target: Any, started: dict[str, Any]) -> Any:
+    async def _run_with_control(self, run: RunContext, graph: Graph, started: dict[str, Any]) -> Any:
         """Perform a run. `started` has fields of its first event."""
-        async with _published(run, _name_of(target), started):
+        async with _published(run, graph.require_target().name, started):
             names = (node.name for node in graph.nodes)
             with self.controller.attached(run, names) if self.controller else nullcontext():
                 try:
-                    return await self._perform(run, graph, target)
+                    return await self._perform(run, graph)
                 finally:
                     run.release()
 
-    async def _perform(self, run: RunContext, graph: Graph, target: Any) -> Any:
-        scheduler = Scheduler(run, graph, lazy_id(target))
+    async def _perform(self, run: RunContext, graph: Graph) -> Any:
+        target = graph.require_target()
+        scheduler = Scheduler(run, graph, target.id)
         resources = ResourceSetup(run, self._providers)
 
         def prepare() -> None:
@@ -185,7 +186,7 @@ class Engine:
                 await in_thread(prepare) if len(graph.nodes) >= LARGE_GRAPH else prepare()
             await resources.set_up()
             await scheduler.run()
-            value = scheduler.value(_name_of(target))
+            value = scheduler.value(target.name)
         except BaseException as error:
             await resources.tear_down(error)
             raise
@@ -195,7 +196,7 @@ class Engine:
         return value
 
 
-async def run_nested(target: Lazy[T], params: dict[str, Any] | None = None) -> T:
+async def run_nested(target: Target[T], params: dict[str, Any] | None = None) -> T:
     """Run `target` with the engine that runs the calling task: with its connector and resources, in its trace.
 
     Raises:
@@ -242,6 +243,12 @@ def require_event_loop(caller: str) -> None:
 
 async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
     """Return the graph of a target, and the fields of RunStarted about it."""
+    if isinstance(target, Graph):
+
+        def given() -> tuple[Graph, dict[str, Any]]:
+            return Graph(target.nodes, target.edges, target.require_target()), node_fields(target)
+
+        return given() if len(target.nodes) < LARGE_GRAPH else await in_thread(given)
     builder = GraphBuilder(target)
 
     def rest() -> tuple[Graph, dict[str, Any]]:
@@ -327,9 +334,3 @@ async def _published(run: RunContext, target: str, started: dict[str, Any]) -> A
         run.report_still_stopping()
         del error  # it refers to this frame
         await run.bus.drain(run.run_id)
-
-
-def _name_of(target: Any) -> str:
-    if isinstance(target, MappedLazyResult):
-        return f"map({getattr(target.factory, 'name', type(target.factory).__name__)})"
-    return str(target.task.name)

@@ -91,7 +91,13 @@ else:
         setattr(Argument, _method, _refusal(_operation))
 
 
-class Lazy(Argument, Generic[Value_co]):
+class Target(Generic[Value_co]):
+    """Base class of the targets of a run: lazy results and graphs. `Value_co` is the type of the value of the run."""
+
+    __slots__ = ()
+
+
+class Lazy(Target[Value_co], Argument):
     """Base class of both kinds of lazy results, with the chain methods. `Value_co` is the type of the value."""
 
     _uuid: str

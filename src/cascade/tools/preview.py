@@ -6,7 +6,6 @@ from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.build import build_graph
 from cascade.messaging.renderer import printable
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.flow import lazy_id
 from cascade.runtime.resolvers import without_secrets
 from cascade.telemetry.redact import redact_text
 from cascade.tools.events import PlanAnalysisFinished, PlanAnalysisStarted, PlanNodeInspected
@@ -45,7 +44,7 @@ def dry_run(target: Any) -> None:
 def _analyze_plan(target: Any, bus: MessageBus) -> None:
     graph = build_graph(target)
     nodes = [node for stage in NativeSolver().resolve(graph) for node in stage]
-    bus.publish(PlanAnalysisStarted(target_node_id=lazy_id(target)))
+    bus.publish(PlanAnalysisStarted(target_node_id=graph.require_target().id))
     for index, node in enumerate(nodes, 1):
         bus.publish(
             PlanNodeInspected(
