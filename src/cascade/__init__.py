@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
     from cascade.runtime.task_context import current_task
     from cascade.spec.constraint import with_constraints
+    from cascade.spec.failure import Failure
     from cascade.spec.input import EnvSpec, ParamSpec
     from cascade.spec.lazy_types import LazyResult
     from cascade.spec.resource import inject, resource
@@ -61,6 +62,7 @@ __all__ = [
     "Engine",
     "Env",
     "EnvSpec",
+    "Failure",
     "FanoutConnector",
     "HumanReadableLogSubscriber",
     "JsonFormatter",
@@ -117,6 +119,7 @@ _EXPORTS = {
     "runtime.subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
     "runtime.task_context": ("current_task",),
     "spec.constraint": ("with_constraints",),
+    "spec.failure": ("Failure",),
     "spec.input": ("EnvSpec", "ParamSpec"),
     "spec.lazy_types": ("LazyResult",),
     "spec.resource": ("inject", "resource"),

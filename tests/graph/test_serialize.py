@@ -74,6 +74,12 @@ def shout(x: int) -> str:
     return f"{x}!"
 
 
+def test_timeouts_and_allowed_failures_survive_the_round_trip() -> None:
+    target = cs.task(len)(labelled.map(x=[1]).with_timeout(2.5)).allow_failure()
+    graph = graph_from_dict(graph_to_dict(build_graph(target)))
+    assert [(node.timeout, node.allow_failure) for node in graph.nodes] == [(None, True), (2.5, False)]
+
+
 @cs.task(label=lambda x: f"<{x}>")
 def labelled(x: int) -> str | None:
     task = cs.current_task()

@@ -17,7 +17,7 @@ _LIMITS = {
     "cascade.runtime.publish_queue": ("STALL_TIMEOUT",),
     "cascade.adapters.executors.slots": ("STALL_TIMEOUT",),
     "cascade.runtime.threads": ("CANCEL_GRACE",),
-    "cascade.runtime.engine": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
+    "cascade.runtime._connection": ("CONNECT_TIMEOUT", "DISCONNECT_TIMEOUT"),
     "cascade.runtime.control.controller": ("SUBSCRIBE_TIMEOUT", "LONGEST_SUBSCRIBE"),
     "cascade.runtime.subscribers": ("TelemetrySubscriber.drain_timeout",),
     "cascade.connectors.fanout": ("FanoutConnector.drain_timeout",),

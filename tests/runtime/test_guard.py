@@ -9,7 +9,7 @@ import pytest
 import cascade as cs
 from cascade.connectors import fanout
 from cascade.connectors.memory import MemoryConnector
-from cascade.runtime import engine
+from cascade.runtime import _connection
 from cascade.runtime.guard import call_connector, flush_timeout_of, texts_of
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -219,7 +219,7 @@ class SlowToEnd(MemoryConnector):
 def test_a_connector_has_the_time_of_its_flush_to_disconnect(
     monkeypatch: pytest.MonkeyPatch, *, in_fanout: bool
 ) -> None:
-    monkeypatch.setattr(engine, "DISCONNECT_TIMEOUT", 0.01)
+    monkeypatch.setattr(_connection, "DISCONNECT_TIMEOUT", 0.01)
     monkeypatch.setattr(fanout, "DISCONNECT_TIMEOUT", 0.01)
     connector = SlowToEnd()
     cs.run(in_loop(1), connector=[connector, MemoryConnector()] if in_fanout else connector)

@@ -82,6 +82,18 @@ def test_a_first_delay_above_the_limit_is_refused() -> None:
         RetryPolicy(1, delay=60, max_delay=30)
 
 
+@pytest.mark.parametrize("value", [0, -1, 0.0, math.inf, math.nan, 10**400])
+def test_a_timeout_is_above_zero(value: float) -> None:
+    with pytest.raises(ValueError, match=r"^Task 'int': timeout must be a finite number of seconds above 0, got "):
+        cs.task(int)(1).with_timeout(value)
+
+
+@pytest.mark.parametrize("value", [True, "30", None, 1j])
+def test_a_timeout_is_a_number(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^Task 'int': timeout must be a finite number of seconds above 0, got "):
+        cs.task(int)(1).with_timeout(value)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_processes_have_different_delays() -> None:
     """With the same delays, the workers of a pool would send their retries at the same time."""

@@ -169,6 +169,13 @@ assert_type(plain(1).with_label("one"), LazyResult[float])
 assert_type(plain.map(x=[1]).with_label(lambda x: f"{x}"), MappedLazyResult[float])
 assert_type(labelled(1, y="a"), LazyResult[float])
 assert_type(cs.task(plain.func, label="text"), Task[..., Any])
+assert_type(plain(1).with_timeout(2.5), LazyResult[float])
+assert_type(plain(1).allow_failure(), LazyResult[float | cs.Failure])
+assert_type(plain.map(x=[1]).with_timeout(1).allow_failure(), MappedLazyResult[float | cs.Failure])
+assert_type(cs.run(plain(1).allow_failure().with_retry(1)), float | cs.Failure)
+assert_type(cs.run(plain.map(x=[1]).allow_failure()), list[float | cs.Failure])
+plain(named(1).allow_failure())  # type: ignore[arg-type]  # with the plugin for mypy
+plain(1).with_timeout("30")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain(1).with_label(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 labelled("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(plain.map(x=[1]).with_constraints(cpu=named(1)), MappedLazyResult[float])

@@ -5,7 +5,7 @@ from itertools import repeat
 from math import inf
 from typing import Any
 
-from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, argument_key
+from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions, argument_key
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
@@ -216,7 +216,8 @@ def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:
 def _node_from(lazy: Any) -> Node:
     is_map = type(lazy) is not LazyResult and isinstance(lazy, MappedLazyResult)
     task: Any = lazy.factory if is_map else lazy.task
-    return Node(  # by position: keyword arguments take a third longer
+    options = _options_of(lazy, task)
+    node = (Node if options is None else NodeWithOptions)(  # by position: keyword arguments take a third longer
         lazy._uuid,
         f"map({getattr(task, 'name', type(task).__name__)})" if is_map else task.name,
         "map" if is_map else "task",
@@ -232,3 +233,18 @@ def _node_from(lazy: Any) -> Node:
         None,
         label_of(lazy),
     )
+    if options is not None:
+        node.timeout, node.allow_failure = options
+    return node
+
+
+def _options_of(lazy: Any, task: Any) -> tuple[float | None, bool] | None:
+    """Return the options that few nodes have: timeout, allow_failure. None for a node without one."""
+    if type(lazy) is LazyResult:
+        timeout, allow_failure = lazy._timeout, lazy._allow_failure
+    else:  # the object may be a mock, which has any attribute
+        fields = vars(lazy)
+        timeout, allow_failure = fields.get("_timeout"), fields.get("_allow_failure", False)
+    if timeout is None:
+        timeout = getattr(task, "timeout", None) if isinstance(task, Task) else None
+    return None if timeout is None and not allow_failure else (timeout, allow_failure)

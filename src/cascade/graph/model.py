@@ -9,7 +9,7 @@ inputs.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
@@ -58,6 +58,8 @@ class Node:
         positional: The number of positional arguments. With None, each key made of digits is a position.
         order: The keys of all arguments in the order of the call, if literal and lazy keyword arguments are mixed.
         label: The label of the call, or of each item of a map.
+        timeout: The limit of each attempt in seconds; None for no limit.
+        allow_failure: Whether a failure becomes the value of the node, or of an item of the map.
     """
 
     id: str
@@ -74,6 +76,13 @@ class Node:
     positional: int | None = None
     order: tuple[str, ...] | None = None
     label: Label | None = None
+    # Options that few nodes have. A node with one is a `NodeWithOptions`: the others need no memory for them.
+    if TYPE_CHECKING:
+        timeout: float | None = field(default=None, init=False)
+        allow_failure: bool = field(default=False, init=False)
+    else:
+        timeout = None
+        allow_failure = False
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Node) and self.id == other.id)
@@ -83,6 +92,10 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<Node {self.name}>"
+
+
+class NodeWithOptions(Node):
+    """A node with an option that few nodes have. It has no slots, so that the option is set on the instance."""
 
 
 @dataclass(repr=False, slots=True)

@@ -16,7 +16,7 @@ from cascade.graph._json_values import (
     lazy_reference,
 )
 from cascade.graph.build import build_graph
-from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node
+from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.retry import RetryPolicy
@@ -93,6 +93,8 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         "positional": node.positional,
         "order": None if node.order is None else list(node.order),
         "label": _encode_label(node),
+        "timeout": node.timeout,
+        "allow_failure": node.allow_failure or None,
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
@@ -100,7 +102,8 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
 
 def _node_from_dict(data: dict[str, Any]) -> Node:
     constraints, retry = data.get("constraints"), data.get("retry_policy")
-    return Node(
+    timeout, allow_failure = data.get("timeout"), data.get("allow_failure", False)
+    node = (NodeWithOptions if allow_failure or timeout is not None else Node)(
         id=data["id"],
         name=data["name"],
         node_type=data["node_type"],
@@ -115,6 +118,9 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
         order=tuple(data["order"]) if "order" in data else None,
         label=_decode_label(data),
     )
+    if isinstance(node, NodeWithOptions):
+        node.timeout, node.allow_failure = timeout, allow_failure
+    return node
 
 
 def _edge_to_dict(edge: Edge, routers: dict[int, int]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import TaskContext, current_task
 from cascade.runtime.threads import leave_running
+from cascade.spec.failure import Failure
 from cascade.spec.protocols import StateBackend
 from cascade.telemetry.identity import RunTrace, parse_traceparent, place_run
 from cascade.telemetry.limits import MAX_LATER_ERRORS
@@ -82,6 +83,9 @@ class RunContext:
         stop_reason: The reason for the cancellation of its tasks.
         left_running: The names of cancelled tasks whose functions still run, and of work that a signal cannot interrupt.
         is_cancelled: Whether the run was cancelled from outside.
+        timeout: The limit of the run in seconds; None for no limit.
+        fail_fast: Whether the failure of a task stops the run.
+        failures: The failed tasks and items after which the run continued.
     """
 
     run_id: str
@@ -104,6 +108,9 @@ class RunContext:
     stop_reason: str = ""
     left_running: dict[int, str] = field(default_factory=dict)
     is_cancelled: bool = False
+    timeout: float | None = None
+    fail_fast: bool = True
+    failures: list[Failure] = field(default_factory=list)
     later_errors: list[LaterError] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
     slots: Callable[[Any], ExecutorSlots | None] = field(init=False)

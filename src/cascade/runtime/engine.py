@@ -8,19 +8,16 @@ from contextvars import Context, ContextVar
 from typing import Any, TypeVar
 
 from cascade._context_managers import async_context_manager, context_manager
-from cascade._internal_errors import raise_in_tests
-from cascade._loggers import get_logger
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
+from cascade.runtime._connection import connected
 from cascade.runtime._resources import ResourceSetup
 from cascade.runtime._run_context import Clock, RunClock, RunContext, place_in_trace, seconds
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
-from cascade.runtime.events import ConnectorFailed, RunFinished, RunStarted
-from cascade.runtime.exceptions import TelemetryLostError
-from cascade.runtime.guard import call_connector, flush_timeout_of
+from cascade.runtime.events import RunFinished, RunStarted
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import node_fields
 from cascade.runtime.resource_manager import ResourceManager
@@ -29,18 +26,12 @@ from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_t
 from cascade.runtime.threads import creating_objects, in_thread
 from cascade.spec.lazy_types import Target
 from cascade.spec.resource import ResourceDefinition
+from cascade.spec.retry import checked_timeout
 from cascade.telemetry.identity import new_run_id
-from cascade.telemetry.sanitize import error_text
 from cascade.telemetry.topics import identity_from_environment
 from cascade.telemetry.trace_shards import part_limits_from_environment
 
 T = TypeVar("T")
-
-logger = get_logger(__name__)
-
-CONNECT_TIMEOUT = 5.0
-DISCONNECT_TIMEOUT = 30.0
-"""Seconds in addition to the attribute `flush_timeout` of a connector."""
 
 LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
@@ -108,17 +99,32 @@ class Engine:
         """Replace the generator function of a resource. `new` is a generator function or a resource definition."""
         self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
 
-    async def run(self, target: Target[T], params: dict[str, Any] | None = None) -> T:
+    async def run(
+        self,
+        target: Target[T],
+        params: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - it also names the run and its tasks in the error
+        fail_fast: bool = True,
+    ) -> T:
         """Run the target and the tasks that it needs, and return the value of the target.
+
+        Args:
+            target: A lazy result or a graph.
+            params: Values of the workflow's Params, by name.
+            timeout: Limit of the run in seconds, above 0. It includes the setup of resources, and not their teardown.
+            fail_fast: With False, a failed task stops only the tasks that depend on it.
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
-            TypeError: The target is neither a lazy result nor a graph.
-            ValueError: A graph has no target.
+            TypeError: The target is neither a lazy result nor a graph, or `timeout` is not a number.
+            ValueError: A graph has no target, or `timeout` is not above 0.
+            TimeoutError: The run exceeded its timeout.
             DependencyMissingError: The target was skipped.
             BaseException: The exception of the first task that failed, unchanged.
         """
         require_event_loop("Engine.run")
+        limit = None if timeout is None else checked_timeout("Engine.run", timeout)
         graph, nodes = await _graph_of(target)
         nested = current_engine.get() is self
         run_id = self._new_run_id()
@@ -129,9 +135,10 @@ class Engine:
             caller = CURRENT_TASK.get() if nested else None
             suspended = caller.suspended() if caller else nullcontext()
             with suspended:  # the calling task holds no permit while it waits for a nested run
-                async with _connected(connector, self.bus, run_id, self.controller):
+                async with connected(connector, self.bus, run_id, self.controller):
                     # The start time is taken here: the duration of a run does not include the connect.
                     run = self._new_run(run_id, graph.require_target().name, dict(params or {}), new_context)
+                    run.timeout, run.fail_fast = limit, fail_fast
                     value: T = await self._run_with_control(run, graph, {"nested": nested, **nodes})
                     return value
         finally:
@@ -257,52 +264,6 @@ async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
 
     with creating_objects():
         return rest() if builder.run(limit=LARGE_GRAPH) else await in_thread(rest)
-
-
-@async_context_manager
-async def _connected(
-    connector: Connector | None, bus: MessageBus, run_id: str, control: Controller | None
-) -> AsyncIterator[None]:
-    """Keep the connector connected inside the block, and apply its constraints.
-
-    Errors of the connector are logged. Only its `TelemetryLostError` is raised, after a run that succeeded.
-    """
-    if connector is None:
-        yield
-        return
-    is_connected = await _connect(connector, bus, run_id)
-    succeeded = False
-    try:
-        async with control.subscribed(connector, run_id) if is_connected and control else nullcontext():
-            yield
-        succeeded = True
-    finally:
-        await _disconnect(connector, strict=succeeded)
-
-
-async def _connect(connector: Connector, bus: MessageBus, run_id: str) -> bool:
-    try:
-        await call_connector(connector.connect, CONNECT_TIMEOUT)
-    except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
-        raise_in_tests(error)
-        if bus.handlers(ConnectorFailed):
-            bus.publish(ConnectorFailed(run_id=run_id, error=error_text(error)))
-        else:
-            logger.warning("%s could not connect: %s", type(connector).__name__, error_text(error))
-        return False
-    return True
-
-
-async def _disconnect(connector: Connector, *, strict: bool) -> None:
-    try:
-        await call_connector(connector.disconnect, DISCONNECT_TIMEOUT + flush_timeout_of(connector))
-    except TelemetryLostError as error:
-        if strict:
-            raise
-        logger.warning("%s", error)
-    except Exception as error:  # noqa: BLE001 - errors of telemetry do not end a run
-        raise_in_tests(error)
-        logger.warning("%s could not disconnect: %s", type(connector).__name__, error_text(error))
 
 
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)

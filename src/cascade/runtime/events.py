@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from cascade._unique_ids import unique_id
 from cascade.graph.model import Edge
+from cascade.spec.failure import Failure
 from cascade.spec.metadata import ConstraintRef
 
 
@@ -104,6 +105,8 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class RunFinished(Event):
+    """A run has ended. `failures`: the failed tasks and items after which it continued, in the order of their ends."""
+
     status: str = "Unknown"
     duration: float = 0.0
     error: str | None = None
@@ -112,6 +115,7 @@ class RunFinished(Event):
     exception: ErrorInfo | None = None
     result: str = ""
     later_errors: tuple["LaterError", ...] = ()
+    failures: tuple[Failure, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, T
 
 from cascade._unique_ids import unique_id
 from cascade.spec.constraint import ResourceConstraint
+from cascade.spec.failure import Failure
 from cascade.spec.protocols import CachePolicy, LazyFactory
-from cascade.spec.retry import MAX_DELAY, RetryPolicy
+from cascade.spec.retry import MAX_DELAY, RetryPolicy, checked_timeout
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy"]
 
@@ -106,6 +107,9 @@ class Lazy(Target[Value_co], Argument):
     _condition: Any
     _constraints: ResourceConstraint | None
     _label: Label | None
+    # Options that few calls have: a chain method sets them on the instance.
+    _timeout: float | None = None
+    _allow_failure: bool = False
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, type(self)):
@@ -150,6 +154,21 @@ class Lazy(Target[Value_co], Argument):
     def with_constraints(self, **requirements: SupportsFloat) -> Self:
         """Hold these amounts of system resources while the task runs. An amount may be a lazy result."""
         self._constraints = ResourceConstraint(requirements)
+        return self
+
+    def with_timeout(self, seconds: float) -> Self:
+        """Limit each attempt of the task, or of each item of a map, to a number of seconds above 0.
+
+        A timed-out attempt raises `TimeoutError` and is retried like a failure. The time does not include waits before the
+        start of the attempt. A coroutine is cancelled. A plain function in a thread cannot be stopped: the run continues
+        without it and ignores its late result. Its place among the `max_workers` functions stays taken until it ends. A
+        function with `threaded=False` blocks the event loop and is not limited.
+
+        Raises:
+            TypeError: `seconds` is not a number.
+            ValueError: `seconds` is not above 0, infinite or not a number.
+        """
+        self._timeout = checked_timeout(f"Task '{self.task_name}'", seconds)
         return self
 
     def with_label(self, label: Label) -> Self:
@@ -224,6 +243,14 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
     _constraints: ResourceConstraint | None = None
     _label: Label | None = None
 
+    def allow_failure(self) -> "LazyResult[Value_co | Failure]":
+        """Use a `Failure` as the value if the task fails. The run continues, and consumers receive the `Failure`.
+
+        Only an `Exception` becomes a `Failure`. A cancellation, `SystemExit` and `KeyboardInterrupt` still end the run.
+        """
+        self._allow_failure = True
+        return self
+
 
 @dataclass(eq=False, repr=False)
 class MappedLazyResult(Lazy[list[T]], Generic[T]):
@@ -237,6 +264,16 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
     _label: Label | None = None
+
+    def allow_failure(self) -> "MappedLazyResult[T | Failure]":
+        """Use a `Failure` as the value of each item that fails. The other items run.
+
+        A failure of the map itself, such as lists of different lengths, makes a `Failure` the value of the map. Only an
+        `Exception` becomes a `Failure`.
+        """
+        self._allow_failure = True
+        allowed: Any = self  # pyright requires the same type argument
+        return allowed  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
         """Copy iterators, sets and views to lists.

@@ -70,16 +70,27 @@ def checked_seconds(name: str, value: Any) -> float:
     return _check_number(name, value, "a finite number of seconds from 0")
 
 
-def _check_number(name: str, value: Any, allowed: str, *, maximum: float = math.inf) -> float:
+def checked_timeout(owner: str, value: Any) -> float:
+    """Return a timeout in seconds. Raises TypeError or ValueError, with `owner` in the text, if it is not a number above 0."""
+    allowed = "a finite number of seconds above 0"
+    number = _check_number("timeout", value, allowed, owner=owner)
+    if not number:
+        raise ValueError(f"{owner}: timeout must be {allowed}, got {_shown(value)}; leave it out for no limit")
+    return number
+
+
+def _check_number(
+    name: str, value: Any, allowed: str, *, maximum: float = math.inf, owner: str = "RetryPolicy"
+) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}")
+        raise TypeError(f"{owner}: {name} must be {allowed}, got {_shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not (math.isfinite(number) and 0 <= number <= maximum):
         negative = ", which is negative" if number < 0 else ""
-        raise ValueError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}{negative}")
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {_shown(value)}{negative}")
     return number
 
 
