@@ -236,15 +236,20 @@ def override_resource(engine: Engine, name: str, new_resource: Any) -> Iterator[
         engine.override_resource_provider(name, original)
 
 
-def require_event_loop(caller: str) -> None:
-    """Raise RuntimeError, with the name of the caller, unless an asyncio event loop is running in this thread."""
+def require_event_loop(caller: str, without: str = "cs.run") -> None:
+    """Raise RuntimeError unless an asyncio event loop is running in this thread.
+
+    Args:
+        caller: The name in the error.
+        without: The function to use without an event loop.
+    """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError(
             f"{caller} needs a running asyncio event loop, and this thread has none. Without an event loop, call "
-            "cs.run(...). In another kind of event loop, such as trio's, call cs.run in a thread: "
-            "`await trio.to_thread.run_sync(cs.run, target)`"
+            f"{without}(...). In another kind of event loop, such as trio's, call {without} in a thread: "
+            f"`await trio.to_thread.run_sync({without}, target)`"
         ) from None
 
 

@@ -11,9 +11,10 @@ from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.fanout import FanoutConnector
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine
+from cascade.runtime.engine import Engine, require_event_loop
 from cascade.runtime.events import Event
 from cascade.runtime.subscribers import TelemetrySubscriber
+from cascade.runtime.threads import in_thread
 from cascade.spec.resource import ResourceDefinition
 from cascade.spec.telemetry import Body, Header, TaskStateEvent
 from cascade.telemetry.wire import decode
@@ -51,7 +52,7 @@ class RunRecord:
         error: The exception of a failed or cancelled run.
         events: The engine's events.
         payloads: The payloads of the messages, in order.
-        spans: The spans; empty with `spans=False`.
+        spans: The spans; empty with `spans=False`. Without the extra `[otel]`, each use of them raises ImportError.
     """
 
     value: Any = None
@@ -79,37 +80,133 @@ def record_run(
     system_resources: Mapping[str, float] | None = None,
     resources: Iterable[ResourceDefinition] = (),
     clock: FixedClock | None = None,
-    spans: bool = True,
+    spans: bool | None = None,
 ) -> RunRecord:
     """Run a workflow without a server and return its record. An error of the run is recorded, not raised.
 
+    Args:
+        target: The target, as for `cs.run`.
+        params: Values of the workflow's Params, by name.
+        system_resources: Capacities of the resources that `with_constraints` requests, by name.
+        resources: Resources that tasks inject by name.
+        clock: The clock of the run.
+        spans: True records spans, False does not. None records them if the extra `[otel]` is installed.
+
     Raises:
+        RuntimeError: An event loop is running in this thread: use `record_run_async` there.
         ImportError: `spans` is true and the extra `[otel]` is not installed.
     """
-    bus, connector, events = MessageBus(), MemoryConnector(), list[Event]()
-    bus.subscribe(Event, events.append)
-    recorder = _SpanRecorder() if spans else None
-    publishing: Any = FanoutConnector([recorder.connector, connector]) if recorder else connector
-    TelemetrySubscriber(bus, publishing)
-    executor = LocalExecutor()
-    engine = Engine(NativeSolver(), executor, bus, system_resources=system_resources, connector=publishing, clock=clock)
-    for resource in resources:
-        engine.register(resource)
-    outcome: list[tuple[Any, BaseException | None]] = []
-    asyncio.run(_run(engine, target, params, outcome))
-    executor.close()
-    value, error = outcome.pop()
-    return RunRecord(value, error, events, connector.payloads, recorder.spans() if recorder else Spans(()))
+    _refuse_event_loop()
+    recording = _Recording(system_resources, resources, clock, spans)
+    asyncio.run(recording.perform(target, params))
+    return recording.record()
 
 
-async def _run(
-    engine: Engine, target: Any, params: Mapping[str, Any] | None, outcome: list[tuple[Any, BaseException | None]]
-) -> None:
-    # The outcome is not returned: in debug mode `asyncio.run` calls `repr` on the result of its task.
+async def record_run_async(
+    target: Any,
+    params: Mapping[str, Any] | None = None,
+    *,
+    system_resources: Mapping[str, float] | None = None,
+    resources: Iterable[ResourceDefinition] = (),
+    clock: FixedClock | None = None,
+    spans: bool | None = None,
+) -> RunRecord:
+    """Run a workflow in the running event loop and return its record: in an async test, in a notebook.
+
+    The arguments are those of `record_run`. A cancellation of this call cancels the run and is raised, not recorded.
+
+    Raises:
+        RuntimeError: No asyncio event loop is running in this thread.
+        ImportError: See `record_run`.
+    """
+    require_event_loop("record_run_async", without="record_run")
+    # A tracer provider detects its resource in threads that it waits for, which would block the event loop.
+    recording = await in_thread(_Recording, system_resources, resources, clock, spans)
+    await recording.perform(target, params)
+    return await in_thread(recording.record)
+
+
+def _refuse_event_loop() -> None:
     try:
-        outcome.append((await engine.run(target, dict(params or {})), None))
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - recorded
-        outcome.append((None, error))
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "record_run() cannot run inside a running event loop: use `await record_run_async(...)` here, or "
+        "`await cascade_run_async(...)` in place of the fixture cascade_run"
+    )
+
+
+class _Recording:
+    """One run and what is recorded about it. The arguments are those of `record_run`."""
+
+    def __init__(
+        self,
+        system_resources: Mapping[str, float] | None,
+        resources: Iterable[ResourceDefinition],
+        clock: FixedClock | None,
+        spans: bool | None,
+    ) -> None:
+        self._recorder, self._spans = _span_recorder(spans)
+        self._events = list[Event]()
+        self._memory = MemoryConnector()
+        connector: Any = FanoutConnector([self._recorder.connector, self._memory]) if self._recorder else self._memory
+        bus = MessageBus()
+        bus.subscribe(Event, self._events.append)
+        TelemetrySubscriber(bus, connector)
+        self._executor = LocalExecutor()
+        self._engine = Engine(
+            NativeSolver(), self._executor, bus, system_resources=system_resources, connector=connector, clock=clock
+        )
+        for resource in resources:
+            self._engine.register(resource)
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    async def perform(self, target: Any, params: Mapping[str, Any] | None) -> None:
+        """Run the target. The value is not returned: in debug mode `asyncio.run` calls `repr` on the result of its task."""
+        try:
+            self._value = await self._engine.run(target, dict(params or {}))
+        except Exception as error:  # noqa: BLE001 - recorded
+            self._error = error
+        except asyncio.CancelledError as error:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise  # the caller is cancelled, not the run alone
+            self._error = error
+        finally:
+            self._executor.close()
+
+    def record(self) -> RunRecord:
+        spans = self._recorder.spans() if self._recorder else self._spans
+        return RunRecord(self._value, self._error, self._events, self._memory.payloads, spans)
+
+
+def _span_recorder(spans: bool | None) -> "tuple[_SpanRecorder | None, Spans]":
+    """Return the recorder, or None and the spans of the record."""
+    if spans is False:
+        return None, Spans()
+    try:
+        return _SpanRecorder(), Spans()
+    except ImportError as error:
+        if spans:
+            raise
+        return None, _MissingSpans(error)
+
+
+class _MissingSpans(Spans):
+    """The spans of a run that was recorded without the extra `[otel]`. Each use raises an error that names the extra."""
+
+    def __init__(self, error: ImportError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_spans":
+            raise ImportError(str(self._error), name=self._error.name)
+        raise AttributeError(name)
+
+    def __repr__(self) -> str:
+        return f"<Spans: {self._error}>"
 
 
 class _SpanRecorder:
