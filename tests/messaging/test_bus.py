@@ -99,7 +99,7 @@ def test_messages_go_to_the_renderer_with_their_level() -> None:
         (
             "task.retrying",
             {"task_name": "load", "attempt": 1, "max_attempts": 3, "delay": 0.5, "error": "E: x"},
-            ["⚠️", "load", "1", "3", "0.5", "E: x"],
+            ["⚠️", "load", "attempt 2 of 4", "retry 1 of 3", "0.5", "E: x"],
         ),
     ],
 )

@@ -332,7 +332,7 @@ def test_the_terminal_shows_the_label_in_place_of_the_index() -> None:
     invert = cs.task(lambda x: 1 / x, name="invert", label=lambda x: f"x = {x}", threaded=False)
     lines = printed(invert.map(x=[0]).with_retry(1), "human")
     assert "\N{HOURGLASS WITH FLOWING SAND} Running invert[x = 0]" in lines
-    assert any("Retrying invert[x = 0] (1/1)" in line for line in lines)
+    assert any("Retrying invert[x = 0] (attempt 2 of 2, retry 1 of 1)" in line for line in lines)
     assert any("Failed invert[x = 0] after" in line for line in lines)
     assert any("Finished invert[x = 1] in" in line for line in printed(invert(1), "human"))
     records = [json.loads(line) for line in printed(invert.map(x=[1]), "json")]

@@ -169,7 +169,9 @@ async def test_a_retry_names_the_item() -> None:
     printed = Printed("WARNING")
     with pytest.raises(ZeroDivisionError):
         await printed.run(convert.map(x=[1, 0]).with_retry(1))
-    assert printed.lines[0].startswith("⚠️  Retrying convert[1] (1/1) in 0.00s: ZeroDivisionError")
+    assert printed.lines[0].startswith(
+        "⚠️  Retrying convert[1] (attempt 2 of 2, retry 1 of 1) in 0.00s: ZeroDivisionError"
+    )
 
 
 async def test_items_from_the_cache_are_counted_not_listed() -> None:

@@ -150,3 +150,105 @@ async def test_the_history_of_a_task_is_bounded_and_its_count_is_exact(recorded:
     assert numbers == [*range(1, 65), *range(1_001 - 63, 1_002)]
     assert (len(finished.waits), finished.attempt_count, finished.max_attempts) == (MAX_HISTORY, 1_001, 1_000)
     assert len(recorded.of(TaskRetrying)) == 1_000
+
+
+class UnreachableError(ConnectionError):
+    pass
+
+
+def fails_with(*errors: BaseException) -> tuple[Callable[[], str], list[BaseException]]:
+    """Return a function that raises the errors, one at each call, and the list of the errors that it has raised."""
+    raised: list[BaseException] = []
+
+    def connect() -> str:
+        if len(raised) < len(errors):
+            raised.append(errors[len(raised)])
+            raise raised[-1]
+        return "done"
+
+    return connect, raised
+
+
+async def as_coroutine(function: Callable[[], str]) -> str:
+    return function()
+
+
+KINDS = pytest.mark.parametrize("kind", ["threaded", "inline", "coroutine", "map"])
+
+
+def retried(function: Callable[[], str], kind: str, **options: Any) -> Any:
+    """Return a call, or a map of one item, with three retries."""
+    if kind == "coroutine":
+        return cs.task(as_coroutine, name="connect")(function).with_retry(3, **options)
+    task = cs.task(lambda _: function(), name="connect", threaded=None if kind == "threaded" else False)
+    return (task.map(_=[0]) if kind == "map" else task(0)).with_retry(3, **options)
+
+
+@KINDS
+async def test_an_error_that_matches_is_retried(recorded: RecordedEngine, kind: str) -> None:
+    function, raised = fails_with(UnreachableError("a"), ValueError("busy"), ConnectionError("c"))
+    target = retried(function, kind, retry_on=(ConnectionError, lambda error: "busy" in str(error)))
+    assert await recorded.run(target) in ("done", ["done"])
+    assert [str(error) for error in raised] == ["a", "busy", "c"]
+    assert [(e.attempt, e.max_attempts) for e in recorded.of(TaskRetrying)] == [(1, 3), (2, 3), (3, 3)]
+
+
+@KINDS
+async def test_an_error_that_does_not_match_ends_the_task(recorded: RecordedEngine, kind: str) -> None:
+    error = ValueError("wrong input")
+    function, raised = fails_with(UnreachableError("a"), error)
+    with pytest.raises(ValueError, match="wrong input") as caught:
+        await recorded.run(retried(function, kind, retry_on=ConnectionError))
+    assert caught.value is error
+    assert len(raised) == 2
+    finished = recorded.of(TaskExecutionFinished, "connect")[0]
+    assert (finished.attempt_count, finished.max_attempts) == (2, 3)
+    assert [attempt.result for attempt in finished.attempts] == ["failure", "failure"]
+
+
+def broken_condition(error: Exception) -> bool:
+    raise ZeroDivisionError("my condition")
+
+
+async def forgotten_await(error: Exception) -> bool:
+    return True
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [
+        (broken_condition, "ZeroDivisionError: my condition"),
+        (lambda error: forgotten_await(error=error), "TypeError: a function"),
+    ],
+)
+async def test_a_condition_that_raises_ends_the_task_with_its_own_error_and_a_note(
+    recorded: RecordedEngine, kind: str, condition: Callable[[Exception], bool], reason: str
+) -> None:
+    function, raised = fails_with(ConnectionError("refused"))
+    with pytest.raises(ConnectionError, match="refused") as caught:
+        await recorded.run(retried(function, kind, retry_on=condition))
+    assert raised == [caught.value]
+    assert f"attempt 1 of 4 failed: {reason}" in caught.value.__notes__[0]
+    assert recorded.of(TaskRetrying) == []
+
+
+@KINDS
+@pytest.mark.parametrize("error", [asyncio.CancelledError("own"), SystemExit(3)], ids=repr)
+async def test_what_is_no_exception_is_never_retried(recorded: RecordedEngine, kind: str, error: BaseException) -> None:
+    asked: list[BaseException] = []
+    function, raised = fails_with(error)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - of the two types above
+        await recorded.run(retried(function, kind, retry_on=lambda error: not asked.append(error)))
+    assert isinstance(caught.value, type(error))
+    assert (len(raised), asked) == (1, [])
+
+
+def test_the_terminal_prints_the_number_of_the_next_attempt(capsys: pytest.CaptureFixture[str]) -> None:
+    function, _ = fails_with(ConnectionError("a"), ConnectionError("b"))
+    assert cs.run(cs.task(function, name="connect")().with_retry(3, delay=0.001)) == "done"
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[2:4] == [
+        "⚠️  Retrying connect (attempt 2 of 4, retry 1 of 3) in 0.00s: ConnectionError: a",
+        "⚠️  Retrying connect (attempt 3 of 4, retry 2 of 3) in 0.00s: ConnectionError: b",
+    ]

@@ -1,5 +1,7 @@
+import asyncio
 import math
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -99,6 +101,7 @@ def test_forked_processes_have_different_delays() -> None:
     """With the same delays, the workers of a pool would send their retries at the same time."""
     source = """
 import os
+import pickle
 from cascade.spec.retry import random_factor
 
 random_factor()
@@ -112,3 +115,70 @@ for _ in range(3):
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=HANG, check=True
     ).stdout
     assert len(set(printed.split())) == 3
+
+
+def is_busy(error: Exception) -> bool:
+    return "busy" in str(error)
+
+
+class RefusedError(ConnectionError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "retried", "not_retried"),
+    [
+        (None, [ValueError(), OSError(), ExceptionGroup("g", [ValueError()])], []),
+        (ConnectionError, [ConnectionError(), RefusedError()], [OSError(), ValueError("busy")]),
+        (is_busy, [ValueError("busy"), OSError("busy")], [ValueError("x")]),
+        ((ConnectionError, is_busy), [RefusedError(), ValueError("busy")], [OSError(), ValueError("x")]),
+        ([LookupError], [KeyError("x")], [ValueError("x")]),
+        (lambda error: error.args, [ValueError(0)], [ValueError()]),
+    ],
+)
+def test_only_the_errors_of_retry_on_are_retried(
+    retry_on: Any, retried: list[Exception], not_retried: list[Exception]
+) -> None:
+    policy = RetryPolicy(1, retry_on=retry_on)
+    assert [policy.retries(error) for error in retried] == [True] * len(retried)
+    assert [policy.retries(error) for error in not_retried] == [False] * len(not_retried)
+
+
+def test_equal_conditions_make_equal_policies() -> None:
+    single = RetryPolicy(1, retry_on=OSError)
+    assert single == RetryPolicy(1, retry_on=[OSError]) == RetryPolicy(1, retry_on=(OSError,))
+    assert hash(single) == hash(RetryPolicy(1, retry_on=(OSError,)))
+    assert single.retry_on == (OSError,)
+    assert pickle.loads(pickle.dumps(RetryPolicy(1, retry_on=is_busy))).retry_on == (is_busy,)  # noqa: S301 - own bytes
+
+
+async def asynchronous(error: Exception) -> bool:
+    return True
+
+
+@pytest.mark.parametrize(
+    ("retry_on", "text"),
+    [
+        (KeyboardInterrupt, "got KeyboardInterrupt, which is never retried; give subclasses of Exception"),
+        (asyncio.CancelledError, "got CancelledError, which is never retried; give subclasses of Exception"),
+        ((OSError, BaseException), "got BaseException, which is never retried; give subclasses of Exception"),
+        (int, "got int, which is no exception class; give subclasses of Exception"),
+        (OSError("x"), "got a OSError; give its class"),
+        ((OSError, "TimeoutError"), "got 'TimeoutError'"),
+        ("TimeoutError", "got 'T'"),
+        (5, "got 5"),
+        ({OSError}, "got a set"),
+        (asynchronous, "got a coroutine function; give a plain function"),
+    ],
+)
+def test_other_conditions_are_refused(retry_on: Any, text: str) -> None:
+    with pytest.raises(
+        TypeError, match=r"^RetryPolicy: retry_on must have exception classes and functions .*"
+    ) as caught:
+        cs.task(lambda: 1, name="t")().with_retry(1, retry_on=retry_on)
+    assert str(caught.value).endswith(text)
+
+
+def test_an_empty_retry_on_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"retry_on is empty, so that no error is retried; leave it out"):
+        RetryPolicy(1, retry_on=())

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from string import Formatter
 from typing import Any, Protocol
 
 LOCALES = Path(__file__).with_name("locales")
@@ -27,6 +28,16 @@ class Renderer(Protocol):
     """
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None: ...
+
+
+class _Formatter(Formatter):
+    """Formats texts. The conversion `!n` is the next number: `{attempt!n}` is 2 for the attempt 1."""
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        return value + 1 if conversion == "n" else super().convert_field(value, conversion)  # type: ignore[arg-type]
+
+
+_formatter = _Formatter()
 
 
 class MessageStore:
@@ -57,7 +68,8 @@ class MessageStore:
         if template is None:
             return default or f"<{msg_id}>"
         try:
-            return template.format(**kwargs)
+            # `str.format` takes a tenth of the time.
+            return _formatter.vformat(template, (), kwargs) if "!n}" in template else template.format(**kwargs)
         except Exception as error:  # noqa: BLE001 - a value's own __format__ may raise anything
             return f"<Formatting error for '{msg_id}': {_error_text(error)}>"
 

@@ -56,10 +56,15 @@ class RetriedExecution(TaskExecution):
             start_ns = self.run.clock.now_ns()
 
     def _delay_after(self, number: int, error: Exception) -> float | None:
-        """Return the seconds until the next attempt; None after the last one, or if the retry policy raises an error."""
+        """Return the seconds until the next attempt; None for no attempt.
+
+        There is none after the last one, for an error that is not retried, or if the retry policy raises an error.
+        """
         if number > self.policy.max_attempts:
             return None
         try:
+            if not self.policy.retries(error):
+                return None
             return checked_seconds("delay_before", self.policy.delay_before(number))
         except Exception as broken:  # noqa: BLE001 - the task raises its own error
             add_later_error(error, broken, f"the retry policy of {self._describe()}")

@@ -13,7 +13,7 @@ from cascade._unique_ids import unique_id
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.failure import Failure
 from cascade.spec.protocols import CachePolicy, LazyFactory
-from cascade.spec.retry import MAX_DELAY, RetryPolicy, checked_timeout
+from cascade.spec.retry import MAX_DELAY, RetryOn, RetryPolicy, checked_timeout
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy"]
 
@@ -138,12 +138,14 @@ class Lazy(Target[Value_co], Argument):
         *,
         max_delay: float = MAX_DELAY,
         jitter: float = 0.0,
+        retry_on: RetryOn | None = None,
     ) -> Self:
-        """Retry up to `max_attempts` times after a failure.
+        """Retry up to `max_attempts` times after a failure. With 0, the call has no retries.
 
-        `delay` and `max_delay` are in seconds; `RetryPolicy` has the formula, the ranges and the errors.
+        `delay` and `max_delay` are in seconds. `retry_on` limits the retries to errors of some classes, or errors for which
+        a function returns True. `RetryPolicy` has the formula, the ranges and the errors.
         """
-        self._retry_policy = RetryPolicy(max_attempts, delay, backoff, max_delay, jitter)
+        self._retry_policy = RetryPolicy(max_attempts, delay, backoff, max_delay, jitter, retry_on)
         return self
 
     def with_cache(self, policy: CachePolicy) -> Self:

@@ -1,6 +1,8 @@
 """Number and delays of the retries of a task, and the random factor of all delays."""
 
+import inspect
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from operator import index
@@ -9,6 +11,10 @@ from typing import Any
 
 MAX_DELAY = 86_400.0
 """One day, in seconds. Without it, a delay of one second with a `backoff` of 2 reaches 24 days at the 22nd retry."""
+
+RetryCondition = type[Exception] | Callable[[Exception], bool]
+"""A class of errors, or a function that returns True for an error that a task is to retry."""
+RetryOn = RetryCondition | Sequence[RetryCondition]
 
 _random = SystemRandom()  # not `random`, which the program may seed and which forked processes share
 
@@ -27,9 +33,15 @@ class RetryPolicy:
         backoff: Factor between successive delays, from 0. The factor 2 doubles each delay.
         max_delay: Upper limit of a delay in seconds, from 0; one day by default.
         jitter: Maximum share by which a delay is shortened at random, from 0 (none) to 1 (down to no delay).
+        retry_on: The errors that are retried: an exception class, a function `error -> bool`, or a sequence of both. An error
+            is retried if one of them matches; with None, each `Exception` is. The functions are called in the event loop and
+            must not block. If one raises an error, the task fails with its own error and a note. The attribute is None
+            or a tuple.
+
+    `asyncio.CancelledError`, `KeyboardInterrupt` and `SystemExit` are never retried.
 
     Raises:
-        TypeError: A value has the wrong type.
+        TypeError: A value has the wrong type, or a class in `retry_on` is not a subclass of `Exception`.
         ValueError: A value is out of its range, infinite or not a number.
     """
 
@@ -38,6 +50,7 @@ class RetryPolicy:
     backoff: float = 1.0
     max_delay: float = MAX_DELAY
     jitter: float = 0.0
+    retry_on: RetryOn | None = None
 
     def __post_init__(self) -> None:
         _check_count("max_attempts", self.max_attempts)
@@ -50,6 +63,17 @@ class RetryPolicy:
                 f"RetryPolicy: delay={self.delay!r} exceeds max_delay={self.max_delay!r} seconds; "
                 "give a shorter delay or a longer max_delay"
             )
+        if self.retry_on is not None:
+            object.__setattr__(self, "retry_on", _checked_conditions(self.retry_on))
+
+    def retries(self, error: Exception) -> bool:
+        """Return True if the error of an attempt is one that `retry_on` matches.
+
+        Raises:
+            Exception: A function of `retry_on` has raised it.
+        """
+        conditions: Any = self.retry_on
+        return conditions is None or any(_matches(condition, error) for condition in conditions)
 
     def delay_before(self, retry: int) -> float:
         """Return the seconds to wait before the given retry, counted from 1."""
@@ -58,6 +82,42 @@ class RetryPolicy:
         except OverflowError:
             delay = math.inf
         return min(delay, float(self.max_delay)) * (1.0 - self.jitter * _random.random() if self.jitter else 1.0)
+
+
+def _checked_conditions(retry_on: Any) -> tuple[RetryCondition, ...]:
+    conditions = (retry_on,) if callable(retry_on) or not isinstance(retry_on, Sequence) else tuple(retry_on)
+    if not conditions:
+        raise ValueError(
+            "RetryPolicy: retry_on is empty, so that no error is retried; leave it out to retry each error"
+        )
+    for condition in conditions:
+        _check_condition(condition)
+    return conditions
+
+
+def _check_condition(condition: Any) -> None:
+    allowed = "retry_on must have exception classes and functions error -> bool"
+    if isinstance(condition, type):
+        if not issubclass(condition, Exception):
+            reason = "is never retried" if issubclass(condition, BaseException) else "is no exception class"
+            raise TypeError(
+                f"RetryPolicy: {allowed}, got {condition.__name__}, which {reason}; give subclasses of Exception"
+            )
+    elif not callable(condition):
+        advice = "; give its class" if isinstance(condition, BaseException) else ""
+        raise TypeError(f"RetryPolicy: {allowed}, got {_shown(condition)}{advice}")
+    elif inspect.iscoroutinefunction(condition):
+        raise TypeError(f"RetryPolicy: {allowed}, got a coroutine function; give a plain function")
+
+
+def _matches(condition: Any, error: Exception) -> bool:
+    if isinstance(condition, type):
+        return isinstance(error, condition)
+    found = condition(error)
+    if inspect.iscoroutine(found):
+        found.close()  # it is never awaited
+        raise TypeError(f"a function of retry_on must return True or False; {condition!r} returned a coroutine")
+    return bool(found)
 
 
 def random_factor(least: float = 0.5) -> float:
