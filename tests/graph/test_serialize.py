@@ -100,6 +100,29 @@ def test_labels_survive_the_round_trip() -> None:
         cs.to_json(labelled(1).with_label(lambda x: "local"))
 
 
+def is_busy(error: Exception) -> bool:
+    return "busy" in str(error)
+
+
+def test_retry_policies_survive_the_round_trip() -> None:
+    target = add(1).with_retry(2, max_delay=9, jitter=0.5, retry_on=(ConnectionError, is_busy))
+    for lazy in (target, add.map(x=[1]).with_retry(1, retry_on=is_busy), add(1).with_retry(1)):
+        assert round_trip(lazy).nodes[0].retry_policy == build_graph(lazy).nodes[0].retry_policy
+    assert json.loads(cs.to_json(target))["nodes"][0]["retry_policy"] == {
+        "max_attempts": 2,
+        "delay": 0.0,
+        "backoff": 1.0,
+        "max_delay": 9,
+        "jitter": 0.5,
+        "retry_on": [
+            {"module": "builtins", "qualname": "ConnectionError"},
+            {"module": __name__, "qualname": "is_busy"},
+        ],
+    }
+    with pytest.raises(ValueError, match=r"retry_on of task 'add': .*<lambda>"):
+        cs.to_json(add(1).with_retry(1, retry_on=lambda error: True))
+
+
 def _label_of(graph: Graph, x: int) -> Any:
     label = graph.nodes[0].label
     return label(x) if callable(label) else label

@@ -237,9 +237,14 @@ async def test_a_condition_that_raises_ends_the_task_with_its_own_error_and_a_no
 @pytest.mark.parametrize("error", [asyncio.CancelledError("own"), SystemExit(3)], ids=repr)
 async def test_what_is_no_exception_is_never_retried(recorded: RecordedEngine, kind: str, error: BaseException) -> None:
     asked: list[BaseException] = []
+
+    def ask(error: Exception) -> bool:
+        asked.append(error)
+        return True
+
     function, raised = fails_with(error)
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - of the two types above
-        await recorded.run(retried(function, kind, retry_on=lambda error: not asked.append(error)))
+        await recorded.run(retried(function, kind, retry_on=ask))
     assert isinstance(caught.value, type(error))
     assert (len(raised), asked) == (1, [])
 

@@ -165,7 +165,7 @@ async def asynchronous(error: Exception) -> bool:
         (int, "got int, which is no exception class; give subclasses of Exception"),
         (OSError("x"), "got a OSError; give its class"),
         ((OSError, "TimeoutError"), "got 'TimeoutError'"),
-        ("TimeoutError", "got 'T'"),
+        ("TimeoutError", "got 'TimeoutError'"),
         (5, "got 5"),
         ({OSError}, "got a set"),
         (asynchronous, "got a coroutine function; give a plain function"),

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, fields
 from typing import Any
 
+from cascade.graph._json_options import options_from_dict, options_to_dict
 from cascade.graph._json_values import (
     LAZY_REF,
     decode,
@@ -17,9 +17,7 @@ from cascade.graph._json_values import (
 )
 from cascade.graph.build import build_graph
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions
-from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
-from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
@@ -83,40 +81,35 @@ def graph_from_dict(data: dict[str, Any]) -> Graph:
 
 def _node_to_dict(node: Node) -> dict[str, Any]:
     literals = {name: encode(value, node.name, name) for name, value in node.literal_inputs.items()}
+    function, factory = _function_name(node), _factory_name(node)
     optional = {
-        "callable": _function_name(node),
-        "mapping_factory": _factory_name(node),
-        "retry_policy": _retry_to_dict(node.retry_policy),
-        "constraints": _constraints_to_dict(node),
+        "callable": function,
+        "mapping_factory": factory,
+        **options_to_dict(node, function or factory),
         "param_spec": _spec_to_dict(node.param_spec),
         "threaded": node.threaded,
         "positional": node.positional,
         "order": None if node.order is None else list(node.order),
-        "label": _encode_label(node),
-        "timeout": node.timeout,
-        "allow_failure": node.allow_failure or None,
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
 
 
 def _node_from_dict(data: dict[str, Any]) -> Node:
-    constraints, retry = data.get("constraints"), data.get("retry_policy")
+    function, factory = data.get("callable"), data.get("mapping_factory")
     timeout, allow_failure = data.get("timeout"), data.get("allow_failure", False)
     node = (NodeWithOptions if allow_failure or timeout is not None else Node)(
         id=data["id"],
         name=data["name"],
         node_type=data["node_type"],
-        callable_obj=_function(data.get("callable")),
-        mapping_factory=_factory(data.get("mapping_factory")),
+        callable_obj=_function(function),
+        mapping_factory=_factory(factory),
         literal_inputs={name: decode(value) for name, value in data["literal_inputs"].items()},
-        retry_policy=RetryPolicy(**retry) if retry else None,
-        constraints=ResourceConstraint({k: decode(v) for k, v in constraints.items()}) if constraints else None,
         param_spec=_spec_from_dict(data.get("param_spec")),
         threaded=data.get("threaded"),
         positional=data.get("positional"),
         order=tuple(data["order"]) if "order" in data else None,
-        label=_decode_label(data),
+        **options_from_dict(data, function or factory),
     )
     if isinstance(node, NodeWithOptions):
         node.timeout, node.allow_failure = timeout, allow_failure
@@ -169,20 +162,6 @@ def _router_from_dict(data: dict[str, Any]) -> Router:
     return Router(lazy_reference(data["selector_id"]), routes)
 
 
-def _retry_to_dict(policy: RetryPolicy | None) -> dict[str, Any] | None:
-    """Return the fields of the policy, without `max_delay` and `jitter` if they have their defaults."""
-    if policy is None:
-        return None
-    defaults = {f.name: f.default for f in fields(policy) if f.name in {"max_delay", "jitter"}}
-    return {name: value for name, value in asdict(policy).items() if name not in defaults or value != defaults[name]}
-
-
-def _constraints_to_dict(node: Node) -> dict[str, Any] | None:
-    if not node.constraints:
-        return None
-    return {name: encode(amount, node.name, name) for name, amount in node.constraints.requirements.items()}
-
-
 def _spec_to_dict(spec: InputSpec | None) -> dict[str, Any] | None:
     if spec is None:
         return None
@@ -209,27 +188,6 @@ def _function_name(node: Node) -> dict[str, str] | None:
 def _factory_name(node: Node) -> dict[str, str] | None:
     factory = node.mapping_factory
     return None if factory is None else {**import_name(factory, f"Map '{node.name}'"), "name": factory.name}
-
-
-def _encode_label(node: Node) -> Any:
-    """Return the text of the label, or the import name of its function.
-
-    The import of a task restores the label of the task.
-    """
-    label = node.label
-    if label is None or isinstance(label, str) or label is _task_label(_function_name(node) or _factory_name(node)):
-        return label if isinstance(label, str) else None
-    return import_name(label, f"The label of task '{node.name}'")
-
-
-def _decode_label(data: dict[str, Any]) -> Any:
-    if (stored := data.get("label")) is None:
-        return _task_label(data.get("callable") or data.get("mapping_factory"))
-    return import_object(stored) if isinstance(stored, dict) else stored
-
-
-def _task_label(name: dict[str, str] | None) -> Any:
-    return None if name is None else getattr(import_object(name), "label", None)
 
 
 def _function(name: dict[str, str] | None) -> Callable[..., Any] | None:

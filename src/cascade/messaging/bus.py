@@ -34,7 +34,7 @@ class _Formatter(Formatter):
     """Formats texts. The conversion `!n` is the next number: `{attempt!n}` is 2 for the attempt 1."""
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
-        return value + 1 if conversion == "n" else super().convert_field(value, conversion)  # type: ignore[arg-type]
+        return value + 1 if conversion == "n" else super().convert_field(value, conversion)
 
 
 _formatter = _Formatter()
@@ -68,7 +68,7 @@ class MessageStore:
         if template is None:
             return default or f"<{msg_id}>"
         try:
-            # `str.format` takes a tenth of the time.
+            # `str.format` takes a quarter of the time.
             return _formatter.vformat(template, (), kwargs) if "!n}" in template else template.format(**kwargs)
         except Exception as error:  # noqa: BLE001 - a value's own __format__ may raise anything
             return f"<Formatting error for '{msg_id}': {_error_text(error)}>"

@@ -85,7 +85,8 @@ class RetryPolicy:
 
 
 def _checked_conditions(retry_on: Any) -> tuple[RetryCondition, ...]:
-    conditions = (retry_on,) if callable(retry_on) or not isinstance(retry_on, Sequence) else tuple(retry_on)
+    is_sequence = isinstance(retry_on, Sequence) and not isinstance(retry_on, str)
+    conditions: tuple[Any, ...] = tuple(retry_on) if is_sequence else (retry_on,)
     if not conditions:
         raise ValueError(
             "RetryPolicy: retry_on is empty, so that no error is retried; leave it out to retry each error"
