@@ -53,6 +53,7 @@ PACKAGES = (
     ),
     Package("jq", ("jq",), ("tests/connectors/mqtt/test_documentation.py",)),
     Package("prometheus", ("prometheus", "promtool"), ("tests/e2e", "tests/stack/test_configuration.py")),
+    Package("graphviz", ("dot",), ("tests/tools/test_visualize.py",)),
     Package("docker-compose", ("docker-compose",), ("tests/stack/test_compose.py",)),
 )
 

@@ -1,6 +1,10 @@
+from typing import Any, Literal
+
 import pytest
 
 import cascade as cs
+from cascade.adapters.caching import FileExistenceCache
+from cascade.graph.build import build_graph
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.events import Event
 from cascade.tools.events import PlanAnalysisFinished, PlanAnalysisStarted, PlanNodeInspected
@@ -51,3 +55,73 @@ def test_secrets_of_names_and_literals_are_masked(capsys: pytest.CaptureFixture[
     cs.dry_run(cs.task(login, name=name)({"pin": 1234}, "hunter2X9", api_key="hunter2X9"))
     shown = capsys.readouterr().out.splitlines()[1]
     assert shown == "[1/1] login postgres://***@h (Literals: {'0': {'pin': ***}, '1': '***', 'api_key': '***'})"
+
+
+def plan(target: object, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    cs.dry_run(target)
+    return capsys.readouterr().out.splitlines()[1:-1]
+
+
+def test_inputs_have_their_names_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds: list[Any] = [int, Literal["a", "b"], list[str], int | None]
+    count, mode, names, limit = (cs.Param(name, type=kind) for name, kind in zip("abcd", kinds, strict=True))
+    target = add(add(count, mode), add(names, [limit, cs.Env("HOME_TOWN", "x"), cs.Param("size", 3, int, "in m")]))
+    shown = plan(target, capsys)
+    inputs = {line.split()[1]: text.strip() for line, text in zip(shown[:12:2], shown[1:12:2], strict=True)}
+    assert inputs == {
+        "HOME_TOWN": "env: default 'x'",
+        "a": "param: int, required",
+        "b": "param: Literal['a', 'b'], required",
+        "c": "param: list[str], required",
+        "d": "param: int | None",
+        "size": "param: int, default 3, in m",
+    }
+    assert not [line for line in shown if "_get_" in line]
+
+
+def test_secret_defaults_are_masked(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = plan(add(cs.Param("api_token", "hunter2X9")), capsys)
+    assert shown[1] == "      param: str, default ***"
+
+
+def test_maps_have_the_number_of_their_items(capsys: pytest.CaptureFixture[str]) -> None:
+    ones = cs.task(lambda: [1], name="ones")()
+    assert plan(add.map(x=[1, 2]), capsys) == ["[1/1] map(add) (Literals: {'x': [1, 2]})", "      map of add: 2 items"]
+    assert plan(add.map(x=ones), capsys)[1:] == ["[2/2] map(add) (Literals: {})", "      map of add: items of ones"]
+    assert plan(add.map(x=ones, y=[1]), capsys)[2] == "      map of add: 1 item"
+    assert plan(cs.task(lambda: 1, name="one").map(), capsys)[1] == "      map of one: 0 items"
+
+
+def test_decisions_amounts_and_options_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third, fourth = (cs.task(lambda: 1, name=name)() for name in ("choose", "short", "long", "is_new"))
+    router = cs.Router(first, {"s": second, 2: third})
+    target = add(router).run_if(fourth).with_constraints(cpu=2, gpu=cs.Param("gpu", 1, int))
+    target.with_retry(3, delay=1, backoff=2, max_delay=30, jitter=0.5).with_cache(FileExistenceCache(".")).with_label(
+        "x"
+    )
+    assert plan(target, capsys)[-7:] == [
+        "[6/6] add (Literals: {})",
+        "      route via 0: choose selects 's' -> short, 2 -> long",
+        "      run_if: is_new",
+        "      constraints: cpu=2, gpu=gpu",
+        "      retries: 3, delay 1 s, backoff 2, max_delay 30 s, jitter 0.5",
+        "      cache: FileExistenceCache",
+        "      label: x",
+    ]
+    labelled = add(1).with_label(lambda x: f"{x}").with_retry(1)
+    assert plan(labelled, capsys)[1:] == ["      retries: 1", "      label: by a function"]
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_long_and_broken_values_are_truncated(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = plan(add("x" * 10_000, y=Unprintable()), capsys)
+    assert line == f"[1/1] add (Literals: {{'0': '{'x' * 199}…, 'y': <Unprintable>}})"
+
+
+def test_a_graph_is_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    target = add(1)
+    assert plan(build_graph(target), capsys) == plan(target, capsys)

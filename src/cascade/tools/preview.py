@@ -4,12 +4,15 @@ from typing import Any
 
 from cascade.adapters.solvers.native import NativeSolver
 from cascade.graph.build import build_graph
+from cascade.graph.model import Node
 from cascade.messaging.renderer import printable
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.resolvers import without_secrets
 from cascade.telemetry.redact import redact_text
+from cascade.tools._descriptions import Descriptions, name_of, shown
 from cascade.tools.events import PlanAnalysisFinished, PlanAnalysisStarted, PlanNodeInspected
 
+_INDENT = "      "
 _TITLE = "--- Cascade Execution Plan (Dry Run) ---"
 
 
@@ -25,16 +28,19 @@ class DryRunConsoleSubscriber:
         _print(_TITLE)
 
     def on_node(self, event: PlanNodeInspected) -> None:
-        _print(f"[{event.index}/{event.total_nodes}] {event.node_name} (Literals: {event.literal_inputs})")
+        literals = ", ".join(f"{key!r}: {shown(value)}" for key, value in event.literal_inputs.items())
+        _print(f"[{event.index}/{event.total_nodes}] {event.node_name} (Literals: {{{literals}}})")
+        for text in event.details:
+            _print(_INDENT + text)
 
     def on_finished(self, event: PlanAnalysisFinished) -> None:  # noqa: ARG002 - a handler
         _print("-" * len(_TITLE))
 
 
 def dry_run(target: Any) -> None:
-    """Print the plan of a workflow, with secrets masked in names and literals.
+    """Print the plan of a workflow: each node with its literal arguments, then its inputs, decisions and options.
 
-    It raises the errors that a run raises before its first task, such as those for a cycle or an invalid target.
+    Secrets are masked, and long values are truncated. The target is a lazy result or a graph. The function raises the errors that a run raises before its first task, such as those for a cycle or an invalid target.
     """
     bus = MessageBus()
     DryRunConsoleSubscriber(bus)
@@ -44,6 +50,7 @@ def dry_run(target: Any) -> None:
 def _analyze_plan(target: Any, bus: MessageBus) -> None:
     graph = build_graph(target)
     nodes = [node for stage in NativeSolver().resolve(graph) for node in stage]
+    descriptions = Descriptions(graph)
     bus.publish(PlanAnalysisStarted(target_node_id=graph.require_target().id))
     for index, node in enumerate(nodes, 1):
         bus.publish(
@@ -51,11 +58,16 @@ def _analyze_plan(target: Any, bus: MessageBus) -> None:
                 index=index,
                 total_nodes=len(nodes),
                 node_id=node.id,
-                node_name=node.name,
-                literal_inputs=without_secrets(node.literal_inputs, node.callable_obj),
+                node_name=name_of(node),
+                literal_inputs={} if node.param_spec else without_secrets(node.literal_inputs, _function_of(node)),
+                details=descriptions.in_plan(node),
             )
         )
     bus.publish(PlanAnalysisFinished(total_steps=len(nodes)))
+
+
+def _function_of(node: Node) -> Any:
+    return node.callable_obj if node.mapping_factory is None else getattr(node.mapping_factory, "func", None)
 
 
 def _print(line: str) -> None:
