@@ -43,12 +43,12 @@ def labels_of(text: str) -> list[str]:
 
 
 def test_every_kind_of_node_and_edge_is_drawn() -> None:
-    size = cs.Param("size", 3, int)
-    target = add(every_kind(), add.map(x=[1, 2], y=size))
+    sizes = cs.Param("size", [3], list[int])
+    target = add(every_kind(), add.map(x=[1, 2], y=sizes))
     text = cs.visualize(target, format="mermaid")
     assert 'n0["add<br/>(task)"]' in text
     assert '{{"map(add)<br/>(map)<br/>2 items"}}' in text
-    assert '(["size<br/>(param)<br/>int, default 3"])' in text
+    assert '(["size<br/>(param)<br/>list[int], default [3]"])' in text
     for edge in (
         '-->|"y"|',
         '-.->|"run_if"|',
@@ -112,7 +112,7 @@ def test_mermaid_reads_the_names_unchanged(parse: Parse) -> None:
 
 
 def test_mermaid_reads_every_kind_of_node_and_edge(parse: Parse) -> None:
-    target = add(every_kind(), add.map(x=[1, 2], y=cs.Param("size", 3, int)))
+    target = add(every_kind(), add.map(x=[1, 2], y=cs.Param("size", [3], list[int])))
     (chart,) = parse(cs.visualize(target, format="mermaid"))
     assert {kind for _, kind, _ in chart["nodes"]} == {"square", "hexagon", "stadium"}
     assert {(stroke, decoded(text)) for _, _, stroke, text in chart["edges"]} == {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, T
 from cascade._unique_ids import unique_id
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.failure import Failure
+from cascade.spec.input import InputSpec
 from cascade.spec.protocols import CachePolicy, LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryOn, RetryPolicy, checked_timeout
 
@@ -188,6 +189,9 @@ class Lazy(Target[Value_co], Argument):
         return self
 
     def __repr__(self) -> str:
+        spec = getattr(vars(self).get("task"), "input_spec", None)
+        if isinstance(spec, InputSpec):
+            return f"<{type(spec).__name__.removesuffix('Spec')} {spec.name}>"
         return f"<{type(self).__name__} {self.task_name}>"
 
     @property
