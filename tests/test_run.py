@@ -278,7 +278,7 @@ def test_an_engine_uses_the_renderer_of_the_global_bus_which_run_does_not_change
     global_bus, renderer = Messages(messaging_bus.store), CliRenderer(messaging_bus.store)
     monkeypatch.setattr(renderer, "render", lambda msg_id, _level, **_: shown.append(msg_id))
     global_bus.set_renderer(renderer)
-    for module in ("cascade._run", "cascade.runtime.subscribers"):
+    for module in ("cascade._run.prepared", "cascade.runtime.subscribers"):
         monkeypatch.setattr(f"{module}.messaging_bus", global_bus)
     cs.run(one(), log_level="DEBUG")
     assert shown == []

@@ -29,19 +29,21 @@ TASK = "cascade.spec.task.Task"
 LAZY = "cascade.spec.lazy_types.Lazy"
 ENGINE = "cascade.runtime.engine.Engine"
 COROUTINES = {"typing.Coroutine", "types.CoroutineType"}
-RUNS = {"cascade._run.run", "cascade._run.run_async"}
+RUNS = "cascade._run.signatures"
 
 
 class CascadePlugin(Plugin):
     def get_function_hook(self, fullname: str) -> Callable[[FunctionContext], Type] | None:
         if fullname == f"{TASK.rpartition('.')[0]}.task":
             return _task_of_function
-        return _value_of_run if fullname in RUNS else None
+        return None
 
     def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
         return _signature_of_map if fullname == f"{TASK}.map" else None
 
     def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
+        if fullname.startswith(RUNS):
+            return _value_of_run
         hooks = {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map, f"{ENGINE}.run": _value_of_run}
         return hooks.get(fullname)
 

@@ -42,7 +42,7 @@ from cascade.spec import telemetry as wire
 from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, teardown_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, is_masked, redact_value
-from cascade.telemetry.sanitize import captured, masked_name
+from cascade.telemetry.sanitize import captured, masked_name, masked_tags
 from cascade.telemetry.trace_budget import Child
 from cascade.telemetry.wire import encode_body, task_body
 
@@ -75,7 +75,8 @@ class Converters(dict[type[Event], Callable[[Event, RunTelemetry], UnstampedMess
 
 @message_for.register
 def _run_started(event: RunStarted, run: RunTelemetry) -> UnstampedMessage:
-    run.target, run.inputs = masked_name(", ".join(event.target_tasks)), [masked_name(name) for name in event.inputs]
+    run.target = masked_name(event.name or ", ".join(event.target_tasks))
+    run.inputs, run.tags = [masked_name(name) for name in event.inputs], masked_tags(event.tags)
     run.params = captured(event.params) if "params" in run.capture and event.params else None
     run.parts.expect(RUN, f"run {run.target}".rstrip(), sum(event.task_counts.values()))
     tasks = {masked_name(name): count for name, count in event.task_counts.items()}
@@ -117,6 +118,8 @@ def _run_finished(event: RunFinished, run: RunTelemetry) -> UnstampedMessage:
 def _add_run(metadata: m.RunStartedMetadata | m.RunEndedMetadata, run: RunTelemetry) -> None:
     if run.inputs:
         metadata["inputs"] = run.inputs
+    if run.tags:
+        metadata["tags"] = run.tags
     if run.trace.links:
         metadata["links"] = [link_to(link, run.trace.trace_id) for link in run.trace.links]
     if run.params is not None:

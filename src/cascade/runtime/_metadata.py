@@ -39,8 +39,9 @@ class RunTelemetry:
     Attributes:
         capture: The values that messages contain, of `params`, `arguments`, `results`.
         topic: The topic of the messages.
-        target: The masked name of the target.
+        target: The masked name of the run, or else of its targets.
         inputs: The masked names of the inputs.
+        tags: The masked tags of the run.
         params: The captured parameters.
         counts: The numbers of tasks for the last message, by outcome.
         header: The encoded header. `ts` and `seq` are replaced in each message.
@@ -56,6 +57,7 @@ class RunTelemetry:
     topic: str = ""
     target: str = ""
     inputs: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
     params: Any = None
     counts: Counter[str] = field(default_factory=Counter)
     header: dict[str, Any] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from cascade.graph.model import Graph
 from cascade.runtime._connection import connected
 from cascade.runtime._resources import ResourceSetup
 from cascade.runtime._run_context import Clock, RunClock, RunContext, place_in_trace, seconds
+from cascade.runtime._run_identity import checked_name, checked_run_id, in_progress
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
@@ -27,6 +28,7 @@ from cascade.runtime.threads import creating_objects, in_thread
 from cascade.spec.lazy_types import Target
 from cascade.spec.resource import ResourceDefinition
 from cascade.spec.retry import checked_timeout
+from cascade.spec.tags import checked_tags
 from cascade.telemetry.identity import new_run_id
 from cascade.telemetry.topics import identity_from_environment
 from cascade.telemetry.trace_shards import part_limits_from_environment
@@ -104,6 +106,9 @@ class Engine:
         target: Target[T],
         params: dict[str, Any] | None = None,
         *,
+        run_id: str | None = None,
+        name: str | None = None,
+        tags: Iterable[str] = (),
         timeout: float | None = None,  # noqa: ASYNC109 - it also names the run and its tasks in the error
         fail_fast: bool = True,
     ) -> T:
@@ -112,22 +117,36 @@ class Engine:
         Args:
             target: A lazy result or a graph.
             params: Values of the workflow's Params, by name.
+            run_id: Id of the run; None calls `run_ids`. Any text that can be a level of a topic is accepted.
+            name: Name of the run in its span, in messages and on the terminal; None uses the name of the target.
+            tags: Texts to find the run by, in messages and in `cascade.run.tags`.
             timeout: Limit of the run in seconds, above 0. It includes the setup of resources, and not their teardown.
             fail_fast: With False, a failed task stops only the tasks that depend on it.
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
-            TypeError: The target is neither a lazy result nor a graph, or `timeout` is not a number.
-            ValueError: A graph has no target, or `timeout` is not above 0.
+            TypeError: The target is neither a lazy result nor a graph, or an option has a wrong type.
+            ValueError: A graph has no target, `timeout` is not above 0, `name` or a tag is empty, or `run_id` cannot be a
+                level of a topic or is the id of another run in progress.
             TimeoutError: The run exceeded its timeout.
             DependencyMissingError: The target was skipped.
             BaseException: The exception of the first task that failed, unchanged.
         """
         require_event_loop("Engine.run")
         limit = None if timeout is None else checked_timeout("Engine.run", timeout)
+        own_id = self._new_run_id() if run_id is None else checked_run_id(run_id)
+        started = {"name": checked_name(name), "tags": checked_tags(tags)}
         graph, nodes = await _graph_of(target)
-        nested = current_engine.get() is self
-        run_id = self._new_run_id()
+        options = {"timeout": limit, "fail_fast": fail_fast}
+        with in_progress(own_id, is_chosen=run_id is not None):
+            value: T = await self._run(own_id, graph, dict(params or {}), options, started | nodes)
+            return value
+
+    async def _run(
+        self, run_id: str, graph: Graph, params: dict[str, Any], options: dict[str, Any], started: dict[str, Any]
+    ) -> Any:
+        """Run a graph while the connector is connected. `options` and `started` have fields of the run and of its first event."""
+        started["nested"] = nested = current_engine.get() is self
         token = current_engine.set(self)
         new_context = context_copier()
         try:
@@ -137,21 +156,25 @@ class Engine:
             with suspended:  # the calling task holds no permit while it waits for a nested run
                 async with connected(connector, self.bus, run_id, self.controller):
                     # The start time is taken here: the duration of a run does not include the connect.
-                    run = self._new_run(run_id, graph.require_target().name, dict(params or {}), new_context)
-                    run.timeout, run.fail_fast = limit, fail_fast
-                    value: T = await self._run_with_control(run, graph, {"nested": nested, **nodes})
-                    return value
+                    shown = started["name"] or graph.require_target().name
+                    run = self._new_run(run_id, shown, params, new_context, options)
+                    return await self._run_with_control(run, graph, started)
         finally:
             current_engine.reset(token)
 
     def _new_run(
-        self, run_id: str, target: str, params: dict[str, Any], new_context: Callable[[], Context]
+        self,
+        run_id: str,
+        name: str,
+        params: dict[str, Any],
+        new_context: Callable[[], Context],
+        options: dict[str, Any],
     ) -> RunContext:
         clock = RunClock(*([self._clock] if self._clock else []))
         start_ns = clock.now_ns()
         task = current_task()
         tracing = self.connector if isinstance(self.connector, Tracing) else None
-        trace, tracing = place_in_trace(tracing, run_id, target, start_ns, self._part_limits)
+        trace, tracing = place_in_trace(tracing, run_id, name, start_ns, self._part_limits)
         return RunContext(
             run_id=run_id,
             start_ns=start_ns,
@@ -167,6 +190,7 @@ class Engine:
             has_control=self.controller is not None,
             run_ids=(run_id, *(self.controller.run_ids(task.run_id) if self.controller and task else ())),
             clock=clock,
+            **options,
         )
 
     async def _run_with_control(self, run: RunContext, graph: Graph, started: dict[str, Any]) -> Any:

@@ -91,6 +91,8 @@ class RunStarted(Event):
         trace: The `RunTrace` of the run.
         nested: Whether a task of a run of the same engine has started it.
         outer_run_id: The id of the run whose task has started it in this process, with any engine; empty for none.
+        name: The name that the caller has given the run; empty for none.
+        tags: The tags of the run.
     """
 
     target_tasks: list[str] = field(default_factory=list)
@@ -101,6 +103,8 @@ class RunStarted(Event):
     trace: Any = None
     nested: bool = False
     outer_run_id: str = ""
+    name: str = ""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

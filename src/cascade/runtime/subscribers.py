@@ -40,7 +40,7 @@ from cascade.spec.protocols import Connector
 from cascade.spec.telemetry import Header
 from cascade.telemetry.identity import RunTrace, place_run, span_id
 from cascade.telemetry.limits import shrink
-from cascade.telemetry.sanitize import sanitize
+from cascade.telemetry.sanitize import masked_name, sanitize
 from cascade.telemetry.topics import events_topic, identity_from_environment, source
 from cascade.telemetry.wire import encode_header, timestamp
 
@@ -109,7 +109,8 @@ class HumanReadableLogSubscriber:
                 message_ids.reset(token)
 
     def on_run_started(self, event: RunStarted) -> None:
-        self._print(event, "info", "run.started", target_tasks=event.target_tasks)
+        named = {"name": masked_name(event.name)} if event.name else {}
+        self._print(event, "info", "run.started", target_tasks=event.target_tasks, **named)
         if event.params:
             self._print(event, "info", "run.started_with_params", params=sanitize(event.params))
 

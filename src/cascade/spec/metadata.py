@@ -256,7 +256,9 @@ class TaskEndedMetadata(TaskMetadata):
 
 class _RunMetadata(_Truncated):
     target: str
-    """Names of the targets."""
+    """Name of the run, or else the names of its targets."""
+    tags: NotRequired[list[NonEmpty]]
+    """Tags of the run."""
     start_ns: Nanoseconds
     """Start of the run."""
     inputs: NotRequired[list[str]]

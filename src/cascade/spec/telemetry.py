@@ -141,7 +141,7 @@ class RetainedRunState:
     `tasks` is the number of known tasks, with the items of started maps. `counts` has the numbers of tasks by state: the
     current `pending` and `running` ones, and the `completed`, `failed`, `cancelled` and `skipped` ones since the start.
     `running` and `waiting` list the first running and pending tasks. Items of maps are at the end of the lists. `status` is
-    `running`, and at the end the result of the run.
+    `running`, and at the end the result of the run. `target` is the name of the run, or else the names of its targets.
     """
 
     run_id: str
@@ -160,6 +160,7 @@ class RetainedRunState:
     counts: dict[str, int]
     running: tuple[ActiveTask, ...] = ()
     waiting: tuple[ActiveTask, ...] = ()
+    tags: tuple[str, ...] = ()
     last_error: LastError | None = None
     v: str = "1.0"
 

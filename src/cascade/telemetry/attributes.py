@@ -23,6 +23,7 @@ PROJECT_ID = "cascade.project.id"
 
 RUN_ID = "cascade.run.id"
 RUN_TARGET = "cascade.run.target"
+RUN_TAGS = "cascade.run.tags"
 RUN_STARTED = "cascade.run.started"
 RUN_RESULT = "cascade.run.result"
 RUN_INPUTS = "cascade.run.inputs"
@@ -99,7 +100,10 @@ DOCUMENTED = (
     AttributeRow(RUN_ID, "string", f"{_EVERY}, including your own below a task", "the run's id: 128 bits in UUID form"),
     AttributeRow(ORG_ID, "string", "run", "`CASCADE_ORG_ID`"),
     AttributeRow(PROJECT_ID, "string", "run", "`CASCADE_PROJECT_ID`"),
-    AttributeRow(RUN_TARGET, "string", "run, `run {target} started`", "name of the run's target"),
+    AttributeRow(
+        RUN_TARGET, "string", "run, `run {target} started`", "name of the run, or else the names of its targets"
+    ),
+    AttributeRow(RUN_TAGS, "string[]", "run, `run {target} started`", "tags of the run"),
     AttributeRow(
         RUN_STARTED,
         "bool",
@@ -228,7 +232,9 @@ DOCUMENTED = (
         "resource of all signals",
         "`{host}-{pid}-{4 hex random}`, the `source` of the messages; a forked child has another one; the environment can set one for all processes",
     ),
-    AttributeRow(CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run's target"),
+    AttributeRow(
+        CICD_PIPELINE_NAME, "string", 'run, with `semconv="cicd"`', "name of the run, or else the names of its targets"
+    ),
     AttributeRow(CICD_PIPELINE_RUN_ID, "string", 'run, with `semconv="cicd"`', "the run's id: 128 bits in UUID form"),
     AttributeRow(CICD_PIPELINE_RESULT, "string", 'run, with `semconv="cicd"`', _WORDS),
     AttributeRow(CICD_TASK_NAME, "string", 'task, with `semconv="cicd"`', "the task's name"),

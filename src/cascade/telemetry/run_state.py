@@ -32,6 +32,7 @@ class RunStateFold:
         # The payload itself is not kept: it may be large, and the states of ended runs may wait for a broker.
         self._constant: dict[str, Any] = {name: started[name] for name in _IDENTITY}
         self._constant |= {"target": metadata.get("target", ""), "start_time": timestamp(metadata.get("start_ns", 0))}
+        self._constant["tags"] = tuple(metadata.get("tags", ()))
         self._latest: tuple[str, int] = (started["ts"], started["seq"])
         self._status: RunStateStatus = "running"
         self._end: tuple[str, float] | None = None  # time and duration

@@ -76,6 +76,7 @@ def _start_marker(payload: Message, metadata: RunStartedMetadata) -> SpanData:
     attributes = {
         a.RUN_ID: payload["run_id"],
         a.RUN_TARGET: metadata.get("target"),
+        a.RUN_TAGS: metadata.get("tags"),
         a.RUN_STARTED: None if is_nested else True,
     }
     own_id, name = span_id(payload["run_id"], RUN_STARTED), f"{_run_name(metadata)} started"
@@ -94,6 +95,7 @@ def _run(payload: Message, body: Message, *, cicd: bool) -> SpanData:
         a.ORG_ID: payload.get("org_id"),
         a.PROJECT_ID: payload.get("project_id"),
         a.RUN_TARGET: metadata.get("target"),
+        a.RUN_TAGS: metadata.get("tags"),
         a.RUN_RESULT: metadata.get("result"),
         a.RUN_INPUTS: metadata.get("inputs"),
         a.RUN_PARAMS: metadata.get("params"),

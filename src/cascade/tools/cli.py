@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from cascade._imports import missing_extra
-from cascade._run import PreparedRun, run_to_end
+from cascade._run.options import RunOptions
+from cascade._run.prepared import PreparedRun, run_to_end
 from cascade.messaging.renderer import printable
 from cascade.spec.input import ParamSpec
 from cascade.spec.lazy_types import Lazy
@@ -78,7 +79,7 @@ def cli(target: Lazy[Any]) -> Any:
         given = {key: value for key, value in options.items() if value is not None}
         params = {specs[key].name: kinds[key].value(value) for key, value in given.items()}
         try:
-            work = PreparedRun(target, params, **settings)
+            work = PreparedRun(target, RunOptions(params, **settings))
         except (ValueError, TypeError) as error:
             raise typer.BadParameter(printable(redact_text(str(error)))) from None
         try:

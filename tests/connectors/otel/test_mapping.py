@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from opentelemetry import trace
@@ -52,6 +53,20 @@ def flaky() -> str:
 
 def attributes(span: Any, *names: str) -> dict[str, Any]:
     return {name: span.attributes.get(f"cascade.{name}") for name in names}
+
+
+def test_the_run_and_its_marker_have_name_and_tags(collector: Collector) -> None:
+    spans = collector.trace_of(one(), name="nightly", tags=["etl", "customer 7"])
+    assert {span.name: attributes(span, "run.target", "run.tags") for span in spans if span.name != "one"} == {
+        name: {"run.target": "nightly", "run.tags": ["etl", "customer 7"]}
+        for name in ("run nightly", "run nightly started")
+    }
+
+
+def test_the_run_of_a_chosen_id_is_the_trace_of_that_id(collector: Collector) -> None:
+    chosen = uuid4()
+    spans = collector.trace_of(one(), run_id=str(chosen))
+    assert {span.trace_id for span in spans} == {chosen.hex}
 
 
 def test_a_run_is_a_root_span_of_kind_server(collector: Collector) -> None:

@@ -1,0 +1,196 @@
+"""`PreparedRun`: assembles the bus, the subscribers, the executor and the engine of one run, and runs it."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from cascade._run.options import RunOptions
+from cascade._run.trace_links import TraceLinkSubscriber, trace_url_template
+from cascade._signals import RunSignals
+from cascade.adapters.executors.local import LocalExecutor, runs_task_function
+from cascade.adapters.solvers.native import NativeSolver
+from cascade.connectors.by_name import connectors_from
+from cascade.connectors.fanout import FanoutConnector
+from cascade.messaging.bus import MessageBus as Messages
+from cascade.messaging.bus import bus as messaging_bus
+from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, severity
+from cascade.runtime.bus import MessageBus
+from cascade.runtime.engine import Engine
+from cascade.runtime.events import RunFinished, RunStillStopping
+from cascade.runtime.protocols import Connector
+from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
+from cascade.runtime.task_context import CURRENT_TASK
+
+
+class PreparedRun:
+    """One run with its bus, subscribers, executor and engine.
+
+    Raises:
+        ValueError: A setting has a value that is not allowed. Nothing has run.
+        TypeError: `connector` is not a connector.
+    """
+
+    def __init__(self, target: Any, options: RunOptions) -> None:
+        self._target, self._options = target, options
+        messages = _messages_of_run(options.log_level, options.log_format)
+        events, telemetry = MessageBus(), _one_connector(options.connector)
+        HumanReadableLogSubscriber(events, min_level=options.log_level, messages=messages)
+        if telemetry is not None:
+            TelemetrySubscriber(events, telemetry)
+            template = trace_url_template(os.environ)
+            if severity(options.log_level) < LEVELS["OFF"]:
+                TraceLinkSubscriber(events, template, messages)
+        self._events, self._messages, self._outcome = events, messages, _Outcome()
+        events.subscribe(RunFinished, self._outcome.on_finished)
+        self._executor = LocalExecutor(max_workers=options.max_workers)
+        self._engine = Engine(
+            NativeSolver(), self._executor, events, system_resources=options.system_resources, connector=telemetry
+        )
+        for resource in options.resources:
+            self._engine.register(resource)
+        self._value: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the run was cancelled. Its messages have reported this."""
+        return self._outcome.status == "Cancelled"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run failed. Its messages have named the error."""
+        return self._outcome.status == "Failed"
+
+    def on_signal(self, frame: FrameType | None) -> None:
+        """Report a task that a signal cannot interrupt, because its plain function occupies the event loop.
+
+        Called in a signal handler, with the interrupted frame.
+        """
+        execution = CURRENT_TASK.get() if runs_task_function(frame) else None
+        if execution is not None:
+            task = execution.task
+            self._events.publish(RunStillStopping(run_id=task.run_id, work=(task.name,)))
+
+    def report_cancellation(self) -> None:
+        """Print that a signal arrived before the start or after the end of the run. The messages of the run do not report it."""
+        if not self._outcome.status:
+            self._messages.error("run.cancelled_early")
+        elif not self.was_cancelled and self.error is None:
+            self._messages.error("run.cancelled_late")
+
+    async def perform(self) -> None:
+        """Run the workflow, and store its value or error for `result`. Only a cancellation is raised.
+
+        The value and the error do not leave the coroutine: `asyncio.Runner` and the debug mode of asyncio would call
+        `repr` on them.
+        """
+        try:
+            options = self._options
+            self._value = await self._engine.run(
+                self._target,
+                options.params,
+                run_id=options.run_id,
+                name=options.name,
+                tags=options.tags,
+                timeout=options.timeout,
+                fail_fast=options.fail_fast,
+            )
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again by result
+            self.error = error
+        finally:
+            self._executor.close()
+
+    def result(self) -> Any:
+        """Return the run's value, or raise its error, once."""
+        value, error = self._value, self.error
+        self._value = self.error = None
+        if error is None:
+            return value
+        try:
+            raise error
+        finally:
+            del error  # it refers to this frame
+
+
+class _Outcome:
+    """Status of a run that has ended. A separate object, so that the bus does not refer to the run."""
+
+    status = ""
+
+    def on_finished(self, event: RunFinished) -> None:
+        self.status = event.status
+
+
+def run_to_end(work: PreparedRun) -> Any:
+    """Perform a prepared run, as `run` does.
+
+    Raises:
+        RuntimeError: An event loop is running in this thread.
+        BaseException: See `run`.
+    """
+    refuse_running_loop()
+    with RunSignals(work.on_signal) as signals:
+        try:
+            with asyncio.Runner() as runner:
+                runner.run(signals.run_cancellable(work.perform()))
+        except asyncio.CancelledError:
+            if signals.received is None:
+                raise
+    if signals.received is not None:
+        work.report_cancellation()
+        signals.raise_received(work.error)
+    return work.result()
+
+
+def refuse_running_loop() -> None:
+    """Raise RuntimeError if an event loop is running in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
+
+
+def _messages_of_run(log_level: str, log_format: str) -> Messages:
+    """Return the message bus of one run, with its own renderer, which writes to stderr.
+
+    Raises:
+        ValueError: The level or the format is unknown.
+    """
+    severity(log_level, argument="log_level")
+    messages = Messages(messaging_bus.store)
+    if log_format == "json":
+        messages.set_renderer(JsonRenderer(min_level=log_level))
+    elif log_format == "human":
+        messages.set_renderer(CliRenderer(store=messaging_bus.store, min_level=log_level))
+    else:
+        raise ValueError(f"log_format={log_format!r}: choose 'human' or 'json'")
+    return messages
+
+
+def _one_connector(connector: Connector | Sequence[Connector] | None) -> Connector | None:
+    """Return the connector to use: the given one, several as one, or those that the environment names.
+
+    Raises:
+        TypeError: An object is not a connector.
+    """
+    chosen: list[Any]
+    if connector is None:
+        chosen = list(connectors_from(os.environ))
+    elif isinstance(connector, (list, tuple)):
+        chosen = list(connector)
+    else:
+        chosen = [connector]
+    for each in chosen:
+        if isinstance(each, type) or not isinstance(each, Connector):
+            hint = f"; make one: {each.__name__}()" if isinstance(each, type) else ""
+            raise TypeError(
+                f"connector: {each!r} is not a connector, which has connect, disconnect, publish and subscribe{hint}"
+            )
+    if len(chosen) > 1:
+        return FanoutConnector(chosen)
+    return chosen[0] if chosen else None
