@@ -6,6 +6,7 @@ from math import inf
 from typing import Any
 
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions, argument_key
+from cascade.spec.caching import NO_CACHE
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
@@ -78,7 +79,7 @@ class GraphBuilder:
             task.check_map(lazy.mapping_kwargs) if node.mapping_factory else task.check_call(lazy.args, lazy.kwargs)
         if not task.is_generator or node.mapping_factory:
             return
-        if node.cache_policy is not None:
+        if node.cache_policy is not None and node.cache_policy is not NO_CACHE:
             raise TypeError(
                 f"Task '{node.name}' is a generator function, so a cache cannot keep its value: {_RETURN_LIST}"
             )

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Any
 
+from cascade.spec.caching import Cache
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import Label, Target
-from cascade.spec.protocols import CachePolicy, LazyFactory
+from cascade.spec.protocols import LazyFactory
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 
@@ -69,7 +70,7 @@ class Node:
     param_spec: InputSpec | None = None
     mapping_factory: LazyFactory | None = None
     retry_policy: RetryPolicy | None = None
-    cache_policy: CachePolicy | None = None
+    cache_policy: Cache | None = None
     constraints: ResourceConstraint | None = None
     literal_inputs: dict[str, Any] = field(default_factory=dict)
     threaded: bool | None = None

@@ -13,6 +13,7 @@ from cascade._context_managers import context_manager
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.runtime._labels import Labels
+from cascade.runtime._task_cache import RunCaches
 from cascade.runtime.bus import Handler, MessageBus
 from cascade.runtime.control.admission import Admission, Permit
 from cascade.runtime.control.limiters import AdmissionKey
@@ -113,6 +114,7 @@ class RunContext:
     failures: list[Failure] = field(default_factory=list)
     later_errors: list[LaterError] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
+    caches: RunCaches = field(default_factory=RunCaches)
     slots: Callable[[Any], ExecutorSlots | None] = field(init=False)
     _keys: dict[tuple[str, ExecutorSlots | None], AdmissionKey] = field(default_factory=dict)
     _failed_operation: str = ""

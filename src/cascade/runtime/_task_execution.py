@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime._run_context import RunContext, seconds
+from cascade.runtime._task_cache import MISS, CachedCall
 from cascade.runtime.bus import Handler
 from cascade.runtime.control.admission import Permit
 from cascade.runtime.events import (
@@ -29,10 +29,6 @@ from cascade.runtime.task_context import CURRENT_TASK, TaskContext
 from cascade.spec.nested import ATOMS, require_values
 from cascade.telemetry.trace_budget import Child
 
-logger = get_logger(__name__)
-
-_MISS = object()
-
 
 class TaskExecution:
     """One execution of a task, or of one item of a map. The class attributes are the state before the start.
@@ -46,6 +42,7 @@ class TaskExecution:
         arguments: The arguments of the call; None before they are resolved, and after the end.
         permit: None if the task needs no slot of the executor and no constraint can block it.
         amounts: The amounts of system resources that the task holds.
+        cached: The call for the cache of the task; None without a cache, and before the lookup.
         child: The part and the size of the task in its trace; None before the start, and if nothing counts them.
     """
 
@@ -56,6 +53,7 @@ class TaskExecution:
     permit: Permit | None = None
     amounts: dict[str, float] | None = None
     child: Child | None = None
+    cached: CachedCall | None = None
     _task: TaskContext | None = None
 
     def __init__(
@@ -108,7 +106,7 @@ class TaskExecution:
         """Return a context manager that releases the permit while the task waits for a run that it has started."""
         return nullcontext() if self.permit is None else self.permit.suspended()
 
-    async def execute(self) -> Any:
+    async def execute(self) -> Any:  # noqa: C901 - the steps of a task in one coroutine: another one costs time
         """Execute the task and return its value, or the value of its cache.
 
         Raises:
@@ -123,11 +121,13 @@ class TaskExecution:
             try:
                 if self.node.constraints or (permit is not None and not permit.try_acquire()):
                     await self._acquire()
-                value = self._prepare()
+                self._resolve()
+                has_cache = self.node.cache_policy is not None or self.run.caches.default is not None
+                value = await self._look_up() if has_cache else MISS
             except Exception as error:
                 self._fail_before_start(error)
                 raise
-            if value is _MISS:
+            if value is MISS:
                 self._publish_started()
                 try:
                     value = await self._attempts()
@@ -135,7 +135,8 @@ class TaskExecution:
                     self._finish(error)
                     raise
                 self._finish(None, value)
-                self._save(value)
+                if self.cached is not None:
+                    await self.cached.store(value)
         except BaseException as error:
             self._report_failure(error)
             raise
@@ -146,10 +147,10 @@ class TaskExecution:
                 self._release_permit()
                 self._release_resources()
             # A context variable may hold this object after the task's end.
-            self.arguments = self.item = None
+            self.arguments = self.item = self.cached = None
 
     def _make_label(self) -> str | None:
-        """Return the label, before the first event. None if the arguments have an error, which `_prepare` raises later."""
+        """Return the label, before the first event. None if the arguments have an error, which `_resolve` raises later."""
         node, inputs = self.node, self.item
         if isinstance(node.label, str):
             return fixed_label(node)
@@ -204,30 +205,23 @@ class TaskExecution:
         if amounts:
             self.run.capacity.release_nowait(amounts)
 
-    def _prepare(self) -> Any:
-        """Resolve the arguments. Returns the value of the cache, or `_MISS`."""
-        node = self.node
+    def _resolve(self) -> None:
         if self.item is None:
             self.arguments = self.resolver.resolve(self.planned)
         else:
-            self.arguments = self.resolver.with_resources(node, self.item)
-        if node.cache_policy is None or (value := node.cache_policy.check(node.id, self.arguments.inputs)) is None:
-            return _MISS
-        require_values(value, f"The cache of task '{node.name}' returned")
+            self.arguments = self.resolver.with_resources(self.node, self.item)
+
+    async def _look_up(self) -> Any:
+        """Return the value of the cache and publish the skip, or return `MISS`."""
+        assert self.arguments is not None  # noqa: S101 - for the type checker: resolved before
+        self.cached = self.run.caches.call_of(self.node, self.arguments, self._describe)
+        if self.cached is None or (value := await self.cached.look_up()) is MISS:
+            return MISS
+        require_values(value, f"The cache of task '{self.node.name}' returned")
         self._release_permit(unused=True)
         now = self.run.clock.now_ns()
         self._emit(TaskSkipped, reason="CacheHit", **self._end_fields(now, now))
         return value
-
-    def _save(self, value: Any) -> None:
-        policy, arguments = self.node.cache_policy, self.arguments
-        if policy is None or arguments is None:
-            return
-        try:
-            policy.save(self.node.id, arguments.inputs, value)
-        except Exception:
-            # The task has succeeded. Only the next run misses the value.
-            logger.warning("The cache of %s could not save its value", self._describe(), exc_info=True)
 
     def _attempts(self) -> Coroutine[Any, Any, Any]:
         """Call the function until an attempt succeeds."""

@@ -15,6 +15,7 @@ from cascade.runtime._resources import ResourceSetup
 from cascade.runtime._run_context import Clock, RunClock, RunContext, place_in_trace, seconds
 from cascade.runtime._run_identity import checked_name, checked_run_id, in_progress
 from cascade.runtime._scheduler import Scheduler
+from cascade.runtime._task_cache import RunCaches
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
@@ -25,6 +26,7 @@ from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import CURRENT_TASK, context_copier, current_task
 from cascade.runtime.threads import creating_objects, in_thread
+from cascade.spec.caching import Cache
 from cascade.spec.lazy_types import Target
 from cascade.spec.resource import ResourceDefinition
 from cascade.spec.retry import checked_timeout
@@ -111,6 +113,7 @@ class Engine:
         tags: Iterable[str] = (),
         timeout: float | None = None,  # noqa: ASYNC109 - it also names the run and its tasks in the error
         fail_fast: bool = True,
+        cache: Cache | None = None,
     ) -> T:
         """Run the target and the tasks that it needs, and return the value of the target.
 
@@ -122,6 +125,8 @@ class Engine:
             tags: Texts to find the run by, in messages and in `cascade.run.tags`.
             timeout: Limit of the run in seconds, above 0. It includes the setup of resources, and not their teardown.
             fail_fast: With False, a failed task stops only the tasks that depend on it.
+            cache: The cache of all tasks that have none of their own. None uses the cache of the run that the calling task
+                belongs to, if there is one.
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
@@ -136,8 +141,9 @@ class Engine:
         limit = None if timeout is None else checked_timeout("Engine.run", timeout)
         own_id = self._new_run_id() if run_id is None else checked_run_id(run_id)
         started = {"name": checked_name(name), "tags": checked_tags(tags)}
+        caches = RunCaches.of_run(cache)
         graph, nodes = await _graph_of(target)
-        options = {"timeout": limit, "fail_fast": fail_fast}
+        options = {"timeout": limit, "fail_fast": fail_fast, "caches": caches}
         with in_progress(own_id, is_chosen=run_id is not None):
             value: T = await self._run(own_id, graph, dict(params or {}), options, started | nodes)
             return value

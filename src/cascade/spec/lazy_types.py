@@ -10,10 +10,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
 
 from cascade._unique_ids import unique_id
+from cascade.spec.caching import NO_CACHE, Cache, checked_cache
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.failure import Failure
 from cascade.spec.input import InputSpec
-from cascade.spec.protocols import CachePolicy, LazyFactory
+from cascade.spec.protocols import LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryOn, RetryPolicy, checked_timeout
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy"]
@@ -104,7 +105,7 @@ class Lazy(Target[Value_co], Argument):
 
     _uuid: str
     _retry_policy: RetryPolicy | None
-    _cache_policy: CachePolicy | None
+    _cache_policy: Cache | None
     _condition: Any
     _constraints: ResourceConstraint | None
     _label: Label | None
@@ -149,9 +150,18 @@ class Lazy(Target[Value_co], Argument):
         self._retry_policy = RetryPolicy(max_attempts, delay, backoff, max_delay, jitter, retry_on)
         return self
 
-    def with_cache(self, policy: CachePolicy) -> Self:
-        """Use the value of `policy.check` instead of running the task. After a run, `policy.save` receives the value."""
-        self._cache_policy = policy
+    def with_cache(self, policy: Cache | None) -> Self:
+        """Use the value of the cache, if it has one, instead of running the task. After the task, the cache stores the value.
+
+        Args:
+            policy: A `cs.DiskCache`, or another object with the methods `check` and `save`. None switches the cache of the
+                run off for this task.
+
+        Raises:
+            TypeError: The object is not a cache.
+        """
+        cache = checked_cache(policy, f"Task '{self.task_name}'")
+        self._cache_policy = NO_CACHE if cache is None else cache
         return self
 
     def with_constraints(self, **requirements: SupportsFloat) -> Self:
@@ -244,7 +254,7 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
     kwargs: dict[str, Any]
     _uuid: str = field(default_factory=unique_id)
     _retry_policy: RetryPolicy | None = None
-    _cache_policy: CachePolicy | None = None
+    _cache_policy: Cache | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
     _label: Label | None = None
@@ -266,7 +276,7 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     mapping_kwargs: dict[str, Any]
     _uuid: str = field(default_factory=unique_id)
     _retry_policy: RetryPolicy | None = None
-    _cache_policy: CachePolicy | None = None
+    _cache_policy: Cache | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
     _label: Label | None = None

@@ -24,6 +24,10 @@ class CachePolicy(Protocol):
 
     `inputs` has all arguments by name. The names of positional arguments are "0", "1", …. If a keyword argument has the
     name of a position of the same call, as in `f(a, **{"0": b})`, its name is `**0`.
+
+    A method with the parameter `task_name` also receives the name of the task, by keyword. An exception of either method is
+    logged once for each task name of a run. The task runs as without a cache. `cascade.spec.caching.ResultCache` describes
+    caches that store None, use the function of the task, or wait for a disk.
     """
 
     def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
