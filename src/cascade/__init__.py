@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cascade._run import run, run_async
     from cascade.adapters.executors.local import LocalExecutor
     from cascade.adapters.solvers.native import NativeSolver
+    from cascade.connectors.console import ConsoleConnector as ConsoleConnector
     from cascade.connectors.fanout import FanoutConnector
     from cascade.connectors.memory import MemoryConnector
     from cascade.connectors.mqtt import MqttConnector as MqttConnector
@@ -129,6 +130,7 @@ _EXPORTS = {
     "tools.cli": ("cli",),
     "tools.preview": ("dry_run",),
     "tools.visualize": ("visualize",),
+    "connectors.console": ("ConsoleConnector",),
     "connectors.mqtt": ("MqttConnector",),
     "connectors.otel": ("OtelConnector",),
 }

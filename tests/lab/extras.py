@@ -10,6 +10,7 @@ MODULES = {"otel": "opentelemetry.sdk", "mqtt": "aiomqtt", "cli": "typer"}
 
 NEEDS = {
     "benchmarks": ("otel", "mqtt"),
+    "connectors/console": ("cli",),
     "connectors/mqtt": ("mqtt",),
     "connectors/mqtt/test_with_otlp.py": ("otel",),
     "connectors/mqtt/test_broken_logging.py": ("otel",),

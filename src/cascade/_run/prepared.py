@@ -19,7 +19,7 @@ from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, severi
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.events import RunFinished, RunStillStopping
-from cascade.runtime.protocols import Connector
+from cascade.runtime.protocols import Connector, Displaying
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
 from cascade.runtime.task_context import CURRENT_TASK
 
@@ -34,8 +34,8 @@ class PreparedRun:
 
     def __init__(self, target: Any, options: RunOptions) -> None:
         self._target, self._options = target, options
-        messages = _messages_of_run(options.log_level, options.log_format)
         events, telemetry = MessageBus(), _one_connector(options.connector)
+        messages = _messages_of_run(options.log_level, options.log_format, telemetry)
         HumanReadableLogSubscriber(events, min_level=options.log_level, messages=messages)
         if telemetry is not None:
             TelemetrySubscriber(events, telemetry)
@@ -155,8 +155,10 @@ def refuse_running_loop() -> None:
     raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
 
 
-def _messages_of_run(log_level: str, log_format: str) -> Messages:
+def _messages_of_run(log_level: str, log_format: str, connector: Connector | None) -> Messages:
     """Return the message bus of one run, with its own renderer, which writes to stderr.
+
+    Lines that a live view of the connector shows are not printed.
 
     Raises:
         ValueError: The level or the format is unknown.
@@ -166,7 +168,8 @@ def _messages_of_run(log_level: str, log_format: str) -> Messages:
     if log_format == "json":
         messages.set_renderer(JsonRenderer(min_level=log_level))
     elif log_format == "human":
-        messages.set_renderer(CliRenderer(store=messaging_bus.store, min_level=log_level))
+        is_displayed = connector.shows if isinstance(connector, Displaying) else None
+        messages.set_renderer(CliRenderer(messaging_bus.store, min_level=log_level, is_displayed=is_displayed))
     else:
         raise ValueError(f"log_format={log_format!r}: choose 'human' or 'json'")
     return messages

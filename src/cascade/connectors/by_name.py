@@ -42,5 +42,11 @@ def _mqtt() -> Any:
     return MqttConnector.from_environment()
 
 
-FACTORIES: dict[str, Callable[[], Connector]] = {"otel": _otel, "mqtt": _mqtt, "memory": _memory}
+def _console() -> Any:
+    from cascade.connectors.console import ConsoleConnector
+
+    return ConsoleConnector()
+
+
+FACTORIES: dict[str, Callable[[], Connector]] = {"otel": _otel, "mqtt": _mqtt, "memory": _memory, "console": _console}
 """The connectors that `CASCADE_CONNECTOR` can name. Each optional library is imported in its own function only."""

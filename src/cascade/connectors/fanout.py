@@ -14,7 +14,7 @@ from cascade.connectors.report import ConnectorReport, Reporting
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import FAULTS, call_connector, flush_timeout_of, texts_of
-from cascade.runtime.protocols import OPTIONAL_MESSAGES, Backpressure, Connector, Tracing, Unsubscribing
+from cascade.runtime.protocols import OPTIONAL_MESSAGES, Backpressure, Connector, Displaying, Tracing, Unsubscribing
 from cascade.runtime.publish_queue import MAX_QUEUED_BYTES, MESSAGE_BYTES, Message, PublishQueue
 from cascade.runtime.task_context import TaskContext
 from cascade.spec.protocols import MessageCallback
@@ -52,6 +52,7 @@ class FanoutConnector:
             *self._queues, *(connector for connector in self.connectors if isinstance(connector, Backpressure))
         )
         self._tracing: list[Tracing] = [connector for connector in self.connectors if isinstance(connector, Tracing)]
+        self._displaying = [connector for connector in self.connectors if isinstance(connector, Displaying)]
         self._captures = [texts_of(connector, "capture") for connector in self.connectors]
         self._ignored = [OPTIONAL_MESSAGES & texts_of(connector, "ignored") for connector in self.connectors]
 
@@ -100,6 +101,10 @@ class FanoutConnector:
 
     async def room(self) -> None:
         await self._backpressure.room()
+
+    def shows(self, msg_id: str) -> bool:
+        """Whether one of the connectors shows this message of the log now."""
+        return any(connector.shows(msg_id) for connector in self._displaying)
 
     async def connect(self) -> None:
         """Connect all at the same time. The messages of a connector that fails are lost, which is logged at the end of the run."""

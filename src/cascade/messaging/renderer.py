@@ -5,6 +5,7 @@ import math
 import re
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from cascade._internal_errors import raise_in_tests
@@ -55,14 +56,26 @@ class _LineRenderer:
 
 
 class CliRenderer(_LineRenderer):
-    """Prints the texts of the store, one line per message, with secrets masked and control characters escaped."""
+    """Prints the texts of the store, one line per message, with secrets masked and control characters escaped.
 
-    def __init__(self, store: MessageStore, stream: TextIO | None = None, min_level: str = "INFO") -> None:
+    A message of the level INFO is not printed while `is_displayed` returns True for its id, because a live view on the same
+    terminal shows it. With the minimum level DEBUG, all messages are printed.
+    """
+
+    def __init__(
+        self,
+        store: MessageStore,
+        stream: TextIO | None = None,
+        min_level: str = "INFO",
+        *,
+        is_displayed: Callable[[str], bool] | None = None,
+    ) -> None:
         super().__init__(stream, min_level)
         self._store = store
+        self._is_displayed = None if self._min_level < LEVELS["INFO"] else is_displayed
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
-        if self._is_shown(level):
+        if self._is_shown(level) and not (level == "info" and self._is_displayed and self._is_displayed(msg_id)):
             # An exception may have no text: "TimeoutError: ".
             shown: dict[str, Any] = {n: v if type(v) is float else _masked(v) for n, v in kwargs.items()}
             self._write(printable(self._store.get(msg_id, **shown)).removesuffix(": "))

@@ -21,6 +21,7 @@ __all__ = [
     "Capturing",
     "Connector",
     "Discarding",
+    "Displaying",
     "ExecutionPlan",
     "Executor",
     "ExecutorSlots",
@@ -183,6 +184,18 @@ class Selective(Protocol):
     @property
     def ignored(self) -> frozenset[str]:
         """Some of `OPTIONAL_MESSAGES`; read once."""
+        ...
+
+
+@runtime_checkable
+class Displaying(Protocol):
+    """Optional for connectors: shows the progress of runs on the terminal, in place of some lines of the log."""
+
+    def shows(self, msg_id: str) -> bool:
+        """Return whether the line of this message is not printed now.
+
+        Called for messages of the level INFO, unless the level of the run is DEBUG. Must not block or raise.
+        """
         ...
 
 

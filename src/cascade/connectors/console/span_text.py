@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cascade.connectors.console.span_nodes import Group, Span, SpanEvent, SpanNode
 from cascade.telemetry.trace_shards import PART_EVENT
-from cascade.tools._span_nodes import Group, Span, SpanEvent, SpanNode
 
 _INDEX, _LABEL, _ATTEMPT = "cascade.map.index", "cascade.task.label", "cascade.task.attempt"
 _DEFAULT_KINDS = {"INTERNAL", "UNSPECIFIED"}
@@ -83,22 +83,20 @@ def links_text(names: Iterable[str]) -> str:
 
 def group_text(group: Group) -> str:
     """Return the number, the range of durations and the errors of a group."""
-    lengths = [node.span.end_ns - node.span.start_ns for node in group.nodes]
-    below = sum(node.size for node in group.nodes) - len(group.nodes)
     facts = [
-        f"… {len(group.nodes):,} more {group.nodes[0].span.name}",
-        _range(min(lengths), max(lengths)) if any(lengths) else "",
+        f"… {group.count:,} more {group.name or 'of various names'}",
+        _range(group.shortest_ns, group.longest_ns) if group.longest_ns or group.shortest_ns else "",
         counted(group.errors, "error") if group.errors else "",
-        f"{counted(below, 'span')} below" if below else "",
+        f"{counted(group.below, 'span')} below" if group.below else "",
     ]
     return ", ".join(fact for fact in facts if fact)
 
 
-def title(nodes: list[SpanNode]) -> str:
+def title(tops: list[SpanNode]) -> str:
     """Return the line above a trace."""
-    errors = sum(node.span.status == "ERROR" for node in nodes)
+    errors = sum(top.errors for top in tops)
     failed = f", {counted(errors, 'error')}" if errors else ""
-    return f"trace {nodes[0].span.trace_id} · {counted(len(nodes), 'span')}{failed}"
+    return f"trace {tops[0].span.trace_id} · {counted(sum(top.size for top in tops), 'span')}{failed}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from cascade.telemetry.attributes import PART_NUMBER
@@ -71,7 +72,9 @@ class SpanNode:
     Attributes:
         linked: The names of the linked spans.
         is_part: Whether the span is the root of a part of a split trace.
+        hidden: Further children without a node of their own, by name. The name of children with different names is empty.
         size: The number of spans in the subtree.
+        errors: The number of spans with an error in the subtree.
         is_notable: Whether the subtree has an error or an event.
     """
 
@@ -79,23 +82,85 @@ class SpanNode:
     children: "list[SpanNode]" = field(default_factory=list)
     linked: list[str] = field(default_factory=list)
     is_part: bool = False
+    hidden: "dict[str, Group]" = field(default_factory=dict)
     size: int = 1
+    errors: int = 0
     is_notable: bool = False
 
     @property
     def key(self) -> _Key:
         return self.span.trace_id, self.span.span_id
 
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Children with the same name, which the tree shows in one line."""
-
-    nodes: tuple[SpanNode, ...]
-
     @property
-    def errors(self) -> int:
-        return sum(node.span.status == "ERROR" for node in self.nodes)
+    def length_ns(self) -> int:
+        return self.span.end_ns - self.span.start_ns
+
+    def summarize(self) -> None:
+        """Set `size`, `errors` and `is_notable` from the values of the children."""
+        own_error = self.span.status == "ERROR"
+        hidden = self.hidden.values()
+        self.size = 1 + sum(child.size for child in self.children) + sum(one.count + one.below for one in hidden)
+        self.errors = own_error + sum(child.errors for child in self.children)
+        self.errors += sum(one.errors + one.errors_below for one in hidden)
+        own = own_error or any(event.name != PART_EVENT for event in self.span.events)
+        self.is_notable = own or any(child.is_notable for child in self.children)
+
+
+@dataclass(slots=True)
+class Group:
+    """Children that the tree shows in one line. The name of a group of children with different names is empty.
+
+    Attributes:
+        count: The number of children.
+        errors: The number of children with an error.
+        below: The number of spans in the subtrees of the children.
+        errors_below: The number of these spans with an error.
+    """
+
+    name: str
+    count: int = 0
+    errors: int = 0
+    below: int = 0
+    errors_below: int = 0
+    start_ns: int = 0
+    end_ns: int = 0
+    shortest_ns: int = 0
+    longest_ns: int = 0
+
+    def add(self, start_ns: int, end_ns: int, *, is_error: bool = False, below: int = 0, errors_below: int = 0) -> None:
+        """Add one child with the number of spans below it."""
+        length_ns = end_ns - start_ns
+        if not self.count:
+            self.start_ns, self.end_ns, self.shortest_ns, self.longest_ns = start_ns, end_ns, length_ns, length_ns
+        else:
+            self.start_ns, self.end_ns = min(self.start_ns, start_ns), max(self.end_ns, end_ns)
+            self.shortest_ns, self.longest_ns = min(self.shortest_ns, length_ns), max(self.longest_ns, length_ns)
+        self.count += 1
+        self.errors += is_error
+        self.below += below
+        self.errors_below += errors_below
+
+    def add_node(self, node: SpanNode) -> None:
+        is_error = node.span.status == "ERROR"
+        errors_below = node.errors - is_error
+        self.add(
+            node.span.start_ns, node.span.end_ns, is_error=is_error, below=node.size - 1, errors_below=errors_below
+        )
+
+    def merge(self, other: "Group") -> None:
+        """Add the children of another group."""
+        if not other.count:
+            return
+        if not self.count:
+            self.start_ns, self.end_ns = other.start_ns, other.end_ns
+            self.shortest_ns, self.longest_ns = other.shortest_ns, other.longest_ns
+        self.start_ns, self.end_ns = min(self.start_ns, other.start_ns), max(self.end_ns, other.end_ns)
+        self.shortest_ns = min(self.shortest_ns, other.shortest_ns)
+        self.longest_ns = max(self.longest_ns, other.longest_ns)
+        self.count += other.count
+        self.errors += other.errors
+        self.below += other.below
+        self.errors_below += other.errors_below
 
 
 def build_trees(spans: Sequence[Span]) -> list[list[SpanNode]]:
@@ -128,33 +193,57 @@ def walk(tops: Iterable[SpanNode]) -> Iterator[SpanNode]:
         stack += node.children
 
 
-def group_children(children: list[SpanNode], max_children: int) -> list[SpanNode | Group]:
+def group_children(
+    children: list[SpanNode], max_children: int, hidden: Mapping[str, Group] = MappingProxyType({})
+) -> list[SpanNode | Group]:
     """Return the children with a group for each name of more than `max_children` children.
 
     The slowest children and those with errors or events are not grouped. A group follows the last child of its name.
+    `hidden` are the groups of further children.
     """
     by_name: dict[str, list[SpanNode]] = {}
     for child in children:
         by_name.setdefault(child.span.name, []).append(child)
-    grouped = {name: _grouped(same, max_children) for name, same in by_name.items() if len(same) > max_children}
-    hidden = {id(node) for nodes in grouped.values() for node in nodes}
-    shown = [child for child in children if id(child) not in hidden]
-    last = {child.span.name: number for number, child in enumerate(shown)}
-    rows: list[SpanNode | Group] = []
-    for number, child in enumerate(shown):
-        rows.append(child)
-        if last[child.span.name] == number and child.span.name in grouped:
-            rows.append(Group(tuple(grouped[child.span.name])))
-    return rows
+    groups: dict[str, Group] = {}
+    kept: set[int] = set()
+    for name, same in by_name.items():
+        others = hidden.get(name)
+        shown = same
+        if len(same) > max_children or others is not None:
+            shown = _shown(same, max_children)
+            groups[name] = _group(name, same, shown, others)
+        kept.update(map(id, shown))
+    return [*_with_groups([child for child in children if id(child) in kept], groups), *_rest(hidden, by_name)]
 
 
-def _grouped(same: list[SpanNode], max_children: int) -> list[SpanNode]:
-    slowest = sorted(same, key=lambda node: node.span.start_ns - node.span.end_ns)
+def _shown(same: list[SpanNode], max_children: int) -> list[SpanNode]:
+    slowest = sorted(same, key=lambda node: -node.length_ns)
     shown = [node for node in slowest if node.is_notable][:max_children]
-    kept = {id(node) for node in shown}
+    kept = set(map(id, shown))
     others = [node for node in slowest if id(node) not in kept]
-    kept |= {id(node) for node in others[: min(_SHOWN_SLOWEST, max_children - len(shown))]}
-    return [node for node in same if id(node) not in kept]
+    return shown + others[: min(_SHOWN_SLOWEST, max_children - len(shown))]
+
+
+def _group(name: str, same: list[SpanNode], shown: list[SpanNode], others: Group | None) -> Group:
+    group, kept = Group(name), set(map(id, shown))
+    for node in same:
+        if id(node) not in kept:
+            group.add_node(node)
+    if others is not None:
+        group.merge(others)
+    return group
+
+
+def _with_groups(shown: list[SpanNode], groups: dict[str, Group]) -> Iterator[SpanNode | Group]:
+    last = {child.span.name: number for number, child in enumerate(shown)}
+    for number, child in enumerate(shown):
+        yield child
+        if last[child.span.name] == number and child.span.name in groups:
+            yield groups[child.span.name]
+
+
+def _rest(hidden: Mapping[str, Group], shown: Mapping[str, list[SpanNode]]) -> list[Group]:
+    return [group for name, group in hidden.items() if name not in shown]
 
 
 def _attach_to_parents(nodes: list[SpanNode], by_key: dict[_Key, SpanNode]) -> list[SpanNode]:
@@ -219,6 +308,4 @@ def _key(link: SpanLink) -> _Key:
 
 def _summarize(top: SpanNode) -> None:
     for node in reversed(list(walk([top]))):
-        node.size = 1 + sum(child.size for child in node.children)
-        own = node.span.status == "ERROR" or any(event.name != PART_EVENT for event in node.span.events)
-        node.is_notable = own or any(child.is_notable for child in node.children)
+        node.summarize()
