@@ -21,6 +21,8 @@ NEEDS = {
     "test_documented_facts.py": ("otel", "mqtt"),
     "lab/test_receiver.py": ("otel",),
     "tools/test_cli.py": ("cli",),
+    "tools/test_cli_command.py": ("cli",),
+    "tools/test_cli_run_options.py": ("cli",),
     "tools/test_trace_tree.py": ("cli",),
 }
 """Files and folders of tests that cannot be imported without these extras. Single tests have the mark `needs`."""

@@ -50,10 +50,10 @@ class Result:
     stderr: str
 
 
-def invoke(target: Any, *args: str) -> Result:
+def invoke(target: Any, *args: str, **options: Any) -> Result:
     # Not typer.testing: whether it keeps stderr apart depends on its version.
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as end:
-        cs.cli(target)(list(args), prog_name="workflow")
+        cs.cli(target, **options)(list(args), prog_name="workflow")
     return Result(end.value.code, out.getvalue(), err.getvalue())
 
 

@@ -9,18 +9,25 @@ VARIABLE = "CASCADE_CONNECTOR"
 
 
 def connectors_from(environ: Mapping[str, str]) -> list[Connector]:
-    """Return new connectors for the names in `CASCADE_CONNECTOR`, in that order.
+    """Return new connectors for the names in `CASCADE_CONNECTOR`, in that order. Raises the errors of `connectors_named`."""
+    return connectors_named(environ.get(VARIABLE, ""), VARIABLE)
+
+
+def connectors_named(text: str, source: str) -> list[Connector]:
+    """Return new connectors for names that are separated by commas, in that order.
+
+    Args:
+        text: The names, such as "otel,mqtt", in any case.
+        source: The setting that contains the text, for the error.
 
     Raises:
         ValueError: A name is unknown.
         ImportError: The extra of a connector is not installed.
     """
-    names = [name.strip().lower() for name in environ.get(VARIABLE, "").split(",") if name.strip()]
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in FACTORIES]
     if unknown:
-        raise ValueError(
-            f"{VARIABLE}={environ[VARIABLE]!r}: no connector '{unknown[0]}'; choose from {', '.join(FACTORIES)}"
-        )
+        raise ValueError(f"{source}={text!r}: no connector '{unknown[0]}'; choose from {', '.join(FACTORIES)}")
     return [FACTORIES[name]() for name in names]
 
 

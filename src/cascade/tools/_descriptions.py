@@ -136,6 +136,10 @@ def _options(node: Node) -> Iterator[str]:
     """Return the options of a call or a map that differ from their defaults."""
     if node.retry_policy is not None:
         yield _retries(node.retry_policy)
+    if node.timeout is not None:
+        yield f"timeout: {node.timeout:g} s"
+    if node.allow_failure:
+        yield "allow_failure"
     if node.cache_policy is not None:
         yield f"cache: {type(node.cache_policy).__name__}"
     if node.label is not None:

@@ -26,6 +26,7 @@ SUPPORTED = (
 )
 
 RESERVED_NAMES = frozenset({"log-level", "log-format", "help"})
+"""Names of options that cannot be the name of a Param. The other options of a run give way to a Param."""
 SHOWN_TYPES = (str, int, float)
 """Types of the defaults that are compared and shown. `==` and `str` are not called for other types."""
 
@@ -124,6 +125,28 @@ def _described(spec: ParamSpec) -> str:
 def shown_default(spec: ParamSpec) -> Any:
     """Return the default of a Param, masked if the name is that of a secret."""
     return MASK if is_masked(spec.name, spec.default) else spec.default
+
+
+def default_text(spec: ParamSpec) -> str | None:
+    """Return the default of a Param in the form of its option, masked; None if it has no such form."""
+    shown = _text_of(spec.default)
+    return MASK if shown is not None and is_masked(spec.name, spec.default) else shown
+
+
+def _text_of(value: Any) -> str | None:
+    """Return the text that the command line converts to the value; None if there is none."""
+    match value:
+        case Enum():
+            return str(value.value)
+        case str() | int() | float() | Decimal() | UUID() | PurePath():
+            return str(value)
+        case date() | time():
+            return value.isoformat()
+        case list() | tuple() | set() | frozenset():
+            texts = [_text_of(item) for item in value]
+            return None if None in texts else ", ".join(map(str, texts))
+        case _:
+            return None
 
 
 def type_of(spec: ParamSpec) -> OptionType:
