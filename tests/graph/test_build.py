@@ -129,7 +129,7 @@ def test_a_chain_longer_than_the_stack_builds() -> None:
     assert (len(graph.nodes), len(graph.edges)) == (50_001, 50_000)
 
 
-@pytest.mark.parametrize("target", [1, one, None, "x", [one()]])
+@pytest.mark.parametrize("target", [1, one, None, "x", object()])
 def test_only_lazy_results_build(target: object) -> None:
     with pytest.raises(TypeError, match="call a task"):
         build_graph(target)
@@ -148,8 +148,16 @@ class Hostile:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: [one(), one()], r"a list: a run has one target.*takes the others"),
-        (lambda: {"a": one()}, r"a dict: a run has one target"),
+        (lambda: {one()}, "a set: give several targets in a list, a tuple or a dict"),
+        (lambda: (each for each in [one()]), "a generator: give several targets in a list, a tuple or a dict"),
+        (lambda: [{one()}], "The target: a lazy result is in a set"),
+        (lambda: [one(), one], r"a list with a task: call a task to get a lazy result, one\(\.\.\.\)"),
+        (lambda: {"a": one}, "a dict with a task"),
+        (lambda: [[cs.Router(one(), {})]], "a list with a Router: it is an argument only"),
+        (
+            lambda: (cs.from_json(cs.to_json(one())),),
+            "a tuple with a graph in a container: run it as a target of its own",
+        ),
         (lambda: one, r"a task: .*one\(\.\.\.\)"),
         (lambda: coroutine, r"a function: decorate coroutine with @cs\.task"),
         (lambda: cs.Router(one(), {}), "a Router: it is an argument only"),
@@ -157,7 +165,7 @@ class Hostile:
         (lambda: cs.ParamSpec("p"), r"a ParamSpec, which only describes an input: use cs\.Param"),
         (lambda: None, "None: .*return it from the function that builds the workflow"),
         (Hostile, "a Hostile: call a task"),
-        (lambda: [Hostile()], "a list: a run has one target"),
+        (lambda: [Hostile(), cs.inject("db")], "a list with a resource"),
     ],
 )
 @pytest.mark.parametrize("entry", [cs.run, cs.dry_run, cs.visualize, build_graph])

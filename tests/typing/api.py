@@ -189,8 +189,21 @@ assert_type(cs.run(named(1)), list[int])
 assert_type(cs.run(named.map(x=[1])), list[list[int]])
 assert_type(cs.run(asynchronous(1), params={"a": 1}), str)
 assert_type(cs.run(cs.shell("ls")), str)
-cs.run(named)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-cs.run(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+cs.run(named)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+cs.run(5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+cs.run(named(1), nmae="x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+cs.run(named(1), {}, {"cpu": 1}, "INFO", "json", None, resources=[], run_id="a", name="b", tags=["c"])
+assert_type(cs.run(target=named(1)), list[int])
+
+# Several targets
+assert_type(cs.run([named(1), named(2)]), list[list[int]])
+assert_type(cs.run(results), list[float])
+assert_type(cs.run((named(1), asynchronous(1))), tuple[list[int], str])
+assert_type(cs.run((plain(1), asynchronous(1), named.map(x=[1]))), tuple[float, str, list[list[int]]])
+assert_type(cs.run((plain(1), plain(1), plain(1), plain(1))), tuple[float, float, float, float])
+assert_type(cs.run((plain(1),) * 9), tuple[float, ...])
+assert_type(cs.run({"x": plain(1), "y": plain(2)}), dict[str, float])
+assert_type(cs.run([[plain(1)], 5]), Any)
 
 
 wrong: list[str] = cs.run(named(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]

@@ -90,7 +90,11 @@ def encode(value: Any, node: str, argument: str) -> Any:
         TypeError: The value has no JSON form. The text names the node and the argument.
         ValueError: The class of the value cannot be imported. The text names the node and the argument.
     """
-    place = f"Node '{node}': argument '{argument}'"
+    return encode_at(f"Node '{node}': argument '{argument}'", value)
+
+
+def encode_at(place: str, value: Any) -> Any:
+    """Return the JSON form of a value. Raises the errors of `encode`, whose texts begin with `place`."""
     try:
         return _Encoder(place).encode(value)
     except RecursionError:

@@ -1,16 +1,15 @@
-"""Builds the graph of a lazy result and all its upstream nodes."""
+"""Builds the graph of one or several lazy results and all their upstream nodes."""
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 from math import inf
 from typing import Any
 
+from cascade.graph._targets import checked_shape, targets_in
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions, argument_key
 from cascade.spec.caching import NO_CACHE
-from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
-from cascade.spec.resource import Inject, ResourceDefinition
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
@@ -27,7 +26,7 @@ def build_graph(target: Any) -> Graph:
     unchanged.
 
     Raises:
-        TypeError: The target is not a lazy result.
+        TypeError: The target is neither a lazy result nor a container of lazy results.
     """
     if isinstance(target, Graph):
         return target
@@ -39,13 +38,15 @@ def build_graph(target: Any) -> Graph:
 class GraphBuilder:
     """Builds a graph in one or several steps. It uses a worklist, because a chain of tasks may be deeper than Python's stack.
 
+    Args:
+        target: A lazy result, or a container of lazy results and other values, such as a list, a tuple or a dict.
+
     Raises:
-        TypeError: The target is not a lazy result.
+        TypeError: The target is neither.
     """
 
     def __init__(self, target: Any) -> None:
-        if not isinstance(target, LAZY):
-            raise TypeError(f"Cannot build a workflow from {_advice_for(target)}")
+        self._shape = None if isinstance(target, LAZY) else checked_shape(target)
         self._nodes: dict[str, Node] = {}
         self._edges: list[Edge] = []
         self._worklist: list[tuple[Any, Node]] = []
@@ -55,12 +56,12 @@ class GraphBuilder:
         """Tasks whose calls need no check, by `id`."""
         self._steps = self._add_all()
         self._limit = inf
-        self._target = self._add_node(target)
+        self._target = self._add_node(target) if self._shape is None else None
 
     @property
     def graph(self) -> Graph:
         """The graph, after `run` has returned True."""
-        return Graph([*self._nodes.values()], self._edges, self._target)
+        return Graph([*self._nodes.values()], self._edges, self._target, self._shape)
 
     def _add_node(self, lazy: Any) -> Node:
         node = self._nodes[lazy._uuid] = _node_from(lazy)
@@ -99,7 +100,25 @@ class GraphBuilder:
         return next(self._steps, True)
 
     def _add_all(self) -> Iterator[bool]:
-        """Add the arguments of all nodes. Yields False while the graph has `_limit` nodes or more."""
+        """Add all nodes. Yields False while the graph has `_limit` nodes or more."""
+        yield from self._add_arguments()
+        for lazy in () if self._shape is None else targets_in(self._shape):
+            if lazy._uuid not in self._nodes:
+                self._add_node(lazy)
+                yield from self._add_arguments()
+        if self._generator_consumers and self._shape is not None:
+            self._check_generators(self._shape)
+
+    def _check_generators(self, shape: Any) -> None:
+        for lazy in targets_in(shape):
+            if self._generator_consumers.get(lazy._uuid) is not None:
+                raise TypeError(
+                    f"Task '{lazy.task_name}' is a generator function, so its value can be read once, but it is a target and "
+                    f"the argument of a task: {_RETURN_LIST}"
+                )
+
+    def _add_arguments(self) -> Iterator[bool]:
+        """Add the arguments of the nodes in the worklist, and of all nodes that this adds."""
         while self._worklist:
             lazy, node = self._worklist.pop()
             arguments = _arguments(lazy)
@@ -170,36 +189,6 @@ class GraphBuilder:
 
 
 _RETURN_LIST = "return a list"
-
-
-def _advice_for(target: object) -> str:
-    """Return the kind of a target that is not a lazy result, and the fix. Does not call the repr of the target."""
-    call = "call a task to get a lazy result"
-    match target:
-        case None:
-            return f"None: {call}, and return it from the function that builds the workflow"
-        case Task():
-            return f"a task: {call}, {target.name}(...)"
-        case Router():
-            return f"a Router: it is an argument only; {call} and pass the Router to it"
-        case ResourceDefinition() | Inject():
-            return f"a resource: {call} that takes it with cs.inject(...)"
-        case InputSpec():
-            return (
-                f"a {type(target).__name__}, which only describes an input: use cs.Param(...) or cs.Env(...), or {call}"
-            )
-        case list() | tuple() | set() | frozenset() | dict():
-            return (
-                f"a {type(target).__name__}: a run has one target; {call} that takes the others, such as "
-                "cs.task(lambda values: values, name='all')([a, b])"
-            )
-        case Coroutine():
-            return f"a coroutine: decorate its function with @cs.task, then {call}"
-        case _ if callable(target):
-            name = getattr(target, "__name__", type(target).__name__)
-            return f"a {type(target).__name__}: decorate {name} with @cs.task, then {call}"
-        case _:
-            return f"a {type(target).__name__}: {call}"
 
 
 def _key(name: str, kind: ArgKind, node: Node) -> str:

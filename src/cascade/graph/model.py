@@ -15,11 +15,16 @@ from cascade.spec.caching import Cache
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
 from cascade.spec.lazy_types import Label, Target
+from cascade.spec.nested import sources_in
 from cascade.spec.protocols import LazyFactory
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
 
 _KEYWORD_MARK = "**"
+SHAPE = "The target"
+"""Beginning of the errors about a container of several targets."""
+MAX_TARGET_NAMES = 5
+"""Maximum number of targets that name a run. The name of its span has low cardinality."""
 _SHOWN_ENDS = 8
 """Maximum number of nodes in the error of a graph without a target."""
 _MAX_DIGITS = 9
@@ -132,11 +137,14 @@ class Graph(Target[Any]):
 
     Attributes:
         target: The node whose value is the value of a run. With None, it is the only node that no other node uses.
+        shape: A container with lazy results, for a run with several targets: the value of the run is a copy of it with their
+            values. None for one target.
     """
 
     nodes: list[Node] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     target: Node | None = None
+    shape: Any = None
 
     def __post_init__(self) -> None:
         self._ids: set[str] = set()
@@ -169,6 +177,29 @@ class Graph(Target[Any]):
             f"The graph has no target, and {len(ends)} nodes that no other node uses: {found or 'none'}{more}; "
             "set Graph.target, or the key 'target' of the JSON, to the node whose value the run returns"
         )
+
+    def target_ids(self) -> list[str]:
+        """Return the ids of the targets, each once.
+
+        Raises:
+            ValueError: The graph has no target.
+        """
+        if self.shape is None:
+            return [self.require_target().id]
+        return [*dict.fromkeys(lazy._uuid for lazy in sources_in(self.shape, SHAPE))]
+
+    def target_names(self) -> list[str]:
+        """Return the names of the targets, each once: the first five, and then a text such as "and 2 more".
+
+        Raises:
+            ValueError: The graph has no target.
+        """
+        if self.shape is None:
+            return [self.require_target().name]
+        nodes = {node.id: node.name for node in self.nodes}
+        names = list(dict.fromkeys(nodes[each] for each in self.target_ids()))
+        more = len(names) - MAX_TARGET_NAMES
+        return [*names[:MAX_TARGET_NAMES], f"and {more} more"] if more > 0 else names
 
     def unused(self) -> list[Node]:
         """Return the nodes that no other node uses."""

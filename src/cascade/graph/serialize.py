@@ -10,6 +10,7 @@ from cascade.graph._json_values import (
     decode,
     decode_type,
     encode,
+    encode_at,
     encode_type,
     import_name,
     import_object,
@@ -62,6 +63,8 @@ def graph_to_dict(graph: Graph) -> dict[str, Any]:
     }
     if graph.target is not None and graph.unused() != [graph.target]:
         data["target"] = graph.target.id
+    if graph.shape is not None:
+        data["targets"] = encode_at("The container of the targets", graph.shape)
     return data
 
 
@@ -72,11 +75,14 @@ def graph_from_dict(data: dict[str, Any]) -> Graph:
         routers = [_router_from_dict(item) for item in data.get("routers", ())]
         edges = [_edge_from_dict(item, nodes, routers) for item in data["edges"]]
         target = _require_node("target of the graph", data["target"], nodes) if "target" in data else None
+        graph = Graph(list(nodes.values()), edges, target, decode(data.get("targets")))
+        for target_id in graph.target_ids() if graph.shape is not None else ():
+            _require_node("target of the graph", target_id, nodes)
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"The data is not a graph that to_json has written: {type(error).__name__}: {error}"
         ) from error
-    return Graph(list(nodes.values()), edges, target)
+    return graph
 
 
 def _node_to_dict(node: Node) -> dict[str, Any]:

@@ -58,10 +58,16 @@ def _load(path: str) -> ModuleType:
 
 def _target_of(module: ModuleType, target: str, path: str) -> Any:
     found = getattr(module, target, None)
-    if isinstance(found, Target):
+    if isinstance(found, Target) or _has_targets(found):
         return found
     raise ValueError(f"Target '{target}' not found in '{path}'; it has: {', '.join(_targets(module)) or 'none'}")
 
 
 def _targets(module: ModuleType) -> list[str]:
     return [name for name, value in vars(module).items() if isinstance(value, Target)]
+
+
+def _has_targets(value: object) -> bool:
+    """Whether the value is a list, a tuple or a dict of several targets."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return any(isinstance(item, Target) for item in items)

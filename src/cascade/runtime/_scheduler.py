@@ -16,12 +16,12 @@ from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError, add_task_note, suggestion
-from cascade.runtime.flow import PRUNED, FlowManager, Skip
+from cascade.runtime.flow import PRUNED, FlowManager, Skip, lazy_id
 from cascade.runtime.protocols import Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.input import ParamSpec
-from cascade.spec.nested import LAZY
+from cascade.spec.nested import LAZY, substitute
 
 logger = get_logger(__name__)
 
@@ -36,10 +36,10 @@ class Scheduler:
     The plan of the solver sets the order of the ready nodes, and the nodes that the executor gets.
     """
 
-    def __init__(self, run: RunContext, graph: Graph, target_id: str) -> None:
+    def __init__(self, run: RunContext, graph: Graph) -> None:
         self._run = run
         self._graph = graph
-        self._target_id = target_id
+        self._open_targets = set[str]()
         self._awaited_routes: dict[tuple[PlannedNode, PlannedNode], int] = {}  # number of edges by branch and consumer
         self._deciders: dict[str, str] = {}  # by id of a skipped node: the condition or selector
         self._ready: deque[PlannedNode] = deque()
@@ -52,35 +52,45 @@ class Scheduler:
         """Plan the run and check its nodes, names and inputs. It may be called in a thread."""
         plan, graph = solver.resolve(self._graph), self._graph
         _check_names(graph, self._run)
-        self._flow = FlowManager(graph, self._target_id)
+        targets = graph.target_ids()
+        self._open_targets.update(targets)
+        self._flow = FlowManager(graph, targets)
         self._nodes = self._flow.nodes
         self._can_skip = self._flow.has_decisions or type(self._run.state) is not InMemoryStateBackend
         self._resolver = ArgumentResolver(self._nodes, self._run)
         order = set_order(self._nodes, plan)
         if self._flow.selections:
             self._order = dict(zip(order, count(), strict=False))
-        self._flow.need(self._nodes[self._target_id])
+        for target_id in targets:
+            self._flow.need(self._nodes[target_id])
         self._ready.extend(planned for planned in order if planned.is_needed and not planned.pending)
         _check_nodes((planned for planned in order if planned.is_needed), self._run)
 
     async def run(self) -> None:
-        """Run all nodes that the target needs. Afterwards the state has the value of the target, or its skip reason."""
+        """Run all nodes that the targets need. Afterwards the state has the value of each target, or its skip reason."""
+        if not self._open_targets:
+            self._group.finish()
         await self._group.run(self)
 
     def close(self) -> None:
         """Free the plan, in several turns of the event loop if it is large."""
         release_plan([*reversed(self._nodes.values())])
 
-    def value(self, target: str) -> Any:
-        """Return the value of the target, after the run. `target` is its name.
+    def value(self) -> Any:
+        """Return the value of the target, or the values of several targets in their shape, after the run.
 
         Raises:
-            DependencyMissingError: The target was skipped.
+            DependencyMissingError: A target was skipped. It is the first one in the shape.
         """
-        state, target_id = self._run.state, self._target_id
+        if self._graph.shape is None:
+            return self._target_value(*self._graph.target_ids())
+        return substitute(self._graph.shape, lambda lazy: self._target_value(lazy_id(lazy)))
+
+    def _target_value(self, target_id: str) -> Any:
+        state, target = self._run.state, self._nodes[target_id]
         if not state.has_result(target_id):
-            cause = self._flow.skip_cause(self._nodes[target_id], state)
-            raise DependencyMissingError(target, "<Target Output>", target_id, cause=cause)
+            cause = self._flow.skip_cause(target, state)
+            raise DependencyMissingError(target.node.name, "<Target Output>", target_id, cause=cause)
         return state.get_result(target_id)
 
     def ready(self) -> int:
@@ -140,8 +150,10 @@ class Scheduler:
         if flow.branches:
             for consumer in flow.branches.get(planned.id, ()):
                 self._route_settled(planned, consumer)
-        if planned.id == self._target_id:
-            self._group.finish()
+        if planned.id in self._open_targets:
+            self._open_targets.discard(planned.id)
+            if not self._open_targets:
+                self._group.finish()
         flow.release_inputs(planned, self._run.state)
 
     def _await_chosen_route(self, edge: Edge, consumer: PlannedNode) -> None:

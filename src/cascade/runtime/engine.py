@@ -162,7 +162,7 @@ class Engine:
             with suspended:  # the calling task holds no permit while it waits for a nested run
                 async with connected(connector, self.bus, run_id, self.controller):
                     # The start time is taken here: the duration of a run does not include the connect.
-                    shown = started["name"] or graph.require_target().name
+                    shown = started["name"] or ", ".join(started["target_tasks"])
                     run = self._new_run(run_id, shown, params, new_context, options)
                     return await self._run_with_control(run, graph, started)
         finally:
@@ -201,7 +201,7 @@ class Engine:
 
     async def _run_with_control(self, run: RunContext, graph: Graph, started: dict[str, Any]) -> Any:
         """Perform a run. `started` has fields of its first event."""
-        async with _published(run, graph.require_target().name, started):
+        async with _published(run, started):
             names = (node.name for node in graph.nodes)
             with self.controller.attached(run, names) if self.controller else nullcontext():
                 try:
@@ -210,8 +210,7 @@ class Engine:
                     run.release()
 
     async def _perform(self, run: RunContext, graph: Graph) -> Any:
-        target = graph.require_target()
-        scheduler = Scheduler(run, graph, target.id)
+        scheduler = Scheduler(run, graph)
         resources = ResourceSetup(run, self._providers)
 
         def prepare() -> None:
@@ -223,7 +222,7 @@ class Engine:
                 await in_thread(prepare) if len(graph.nodes) >= LARGE_GRAPH else prepare()
             await resources.set_up()
             await scheduler.run()
-            value = scheduler.value(target.name)
+            value = scheduler.value()
         except BaseException as error:
             await resources.tear_down(error)
             raise
@@ -288,7 +287,8 @@ async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
     if isinstance(target, Graph):
 
         def given() -> tuple[Graph, dict[str, Any]]:
-            return Graph(target.nodes, target.edges, target.require_target()), node_fields(target)
+            end = target.require_target() if target.shape is None else None
+            return Graph(target.nodes, target.edges, end, target.shape), node_fields(target)
 
         return given() if len(target.nodes) < LARGE_GRAPH else await in_thread(given)
     builder = GraphBuilder(target)
@@ -305,12 +305,11 @@ current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine",
 
 
 @async_context_manager
-async def _published(run: RunContext, target: str, started: dict[str, Any]) -> AsyncIterator[None]:
+async def _published(run: RunContext, started: dict[str, Any]) -> AsyncIterator[None]:
     """Publish RunStarted and RunFinished, and drain the subscribers."""
     task = current_task()
     run.emit(
         RunStarted,
-        target_tasks=[target],
         params=run.params,
         start_ns=run.start_ns,
         trace=run.trace,

@@ -86,6 +86,7 @@ class RunStarted(Event):
     """A run starts.
 
     Attributes:
+        target_tasks: The names of the targets, each once: the first five, and then a text such as "and 2 more".
         task_counts: The number of tasks by name. A map counts once.
         inputs: The names of Params and Envs.
         trace: The `RunTrace` of the run.

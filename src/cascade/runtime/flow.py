@@ -1,7 +1,7 @@
 """Decides which nodes of a run execute: conditions, routers, skipped upstream nodes, pruned branches."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
@@ -30,7 +30,8 @@ class FlowManager:
         has_decisions: Whether any node has a condition or a router.
     """
 
-    def __init__(self, graph: Graph, target_node_id: str) -> None:
+    def __init__(self, graph: Graph, target_node_id: str | Collection[str]) -> None:
+        """`target_node_id` is the id of the target, or the ids of several targets, each once."""
         self.nodes = compile_plan(graph)
         self.selections: dict[str, list[tuple[PlannedNode, Edge]]] = defaultdict(list)
         self.branches: dict[str, list[PlannedNode]] = defaultdict(list)
@@ -46,12 +47,13 @@ class FlowManager:
             elif edge.edge_type is EdgeType.ROUTER_ROUTE:
                 self.branches[edge.source.id].append(self.nodes[edge.target.id])
                 self._open_branches[edge.target.id].append(self.nodes[edge.source.id])
-        if (target := self.nodes.get(target_node_id)) is not None:
-            target.demand += 1
+        for target_id in [target_node_id] if isinstance(target_node_id, str) else target_node_id:
+            if (target := self.nodes.get(target_id)) is not None:
+                target.demand += 1
 
     @property
     def downstream_demand(self) -> dict[str, int]:
-        """For each node, the number of edges that may still use its value, and one more for the target."""
+        """For each node, the number of edges that may still use its value, and one more for a target."""
         return {node_id: planned.demand for node_id, planned in self.nodes.items()}
 
     def need(self, planned: PlannedNode) -> list[PlannedNode]:

@@ -197,10 +197,10 @@ def input_value(node: Node, params: Mapping[str, Any]) -> Any:
 
 
 def node_fields(graph: Graph) -> dict[str, Any]:
-    """Return the fields of RunStarted about a graph: the number of tasks by name, and the names of the inputs, each once."""
+    """Return the fields of RunStarted about a graph: its targets, the number of tasks by name, and the inputs, each once."""
     counts = Counter(node.name for node in graph.nodes if node.param_spec is None)
     inputs = dict.fromkeys(node.param_spec.name for node in graph.nodes if node.param_spec is not None)
-    return {"task_counts": dict(counts), "inputs": list(inputs)}
+    return {"target_tasks": graph.target_names(), "task_counts": dict(counts), "inputs": list(inputs)}
 
 
 def add_resources(function: Any, args: list[Any], kwargs: dict[str, Any], resources: Mapping[str, Any]) -> None:

@@ -176,13 +176,13 @@ def _parts(value: Any) -> list[Any] | None:
 
 def _content(value: Any) -> Iterator[Any] | None:
     """Return the items and attributes of a container; None for another object. Calls no method of a subclass."""
-    if not _is_container(type(value)):
+    if not is_container(type(value)):
         return None
     items, attributes = _items(value), _attributes(value)
     return items if attributes is None else chain(items or (), attributes.values())
 
 
-def _is_container(kind: Any) -> bool:
+def is_container(kind: Any) -> bool:
     """Return True if instances of the type are containers. Calls no hook of an abstract base class."""
     return not _CONTAINERS.isdisjoint(kind.__mro__) or hasattr(kind, "__dataclass_fields__") or hasattr(kind, _ATTRS)
 

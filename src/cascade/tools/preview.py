@@ -40,7 +40,7 @@ class DryRunConsoleSubscriber:
 def dry_run(target: Any) -> None:
     """Print the plan of a workflow: each node with its literal arguments, then its inputs, decisions and options.
 
-    Secrets are masked, and long values are truncated. The target is a lazy result or a graph. The function raises the errors that a run raises before its first task, such as those for a cycle or an invalid target.
+    Secrets are masked, and long values are truncated. The target is that of a run. The function raises the errors that a run raises before its first task, such as those for a cycle or an invalid target.
     """
     bus = MessageBus()
     DryRunConsoleSubscriber(bus)
@@ -51,7 +51,8 @@ def _analyze_plan(target: Any, bus: MessageBus) -> None:
     graph = build_graph(target)
     nodes = [node for stage in NativeSolver().resolve(graph) for node in stage]
     descriptions = Descriptions(graph)
-    bus.publish(PlanAnalysisStarted(target_node_id=graph.require_target().id))
+    targets = graph.target_ids()
+    bus.publish(PlanAnalysisStarted(target_node_id=targets[0] if len(targets) == 1 else ""))
     for index, node in enumerate(nodes, 1):
         bus.publish(
             PlanNodeInspected(
