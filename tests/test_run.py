@@ -300,7 +300,7 @@ def test_off_prints_nothing(target: Any, log_format: str, capsys: pytest.Capture
 
 def test_a_target_that_is_no_workflow_is_rejected() -> None:
     with pytest.raises(TypeError, match="call a task"):
-        cs.run(one)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        cs.run(one)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 async def test_the_error_in_a_running_loop_names_run_async() -> None:

@@ -38,7 +38,7 @@ def test_the_parameters_are_visible(function: Any) -> None:
 
 def test_an_unknown_argument_names_the_function() -> None:
     with pytest.raises(TypeError, match=r"^run\(\) got an unexpected keyword argument 'nmae'"):
-        cs.run(one(), nmae="x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        cs.run(one(), nmae="x")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 def test_the_target_is_accepted_by_name() -> None:

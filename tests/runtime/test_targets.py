@@ -120,8 +120,14 @@ def test_all_entry_points_accept_several_targets(entry: str, tmp_path: Path) -> 
 
 def test_a_lazy_result_that_occurs_twice_runs_once() -> None:
     calls: list[int] = []
-    count = cs.task(lambda: calls.append(1) or object(), name="count")()
-    first, second = cs.run([count, count], log_level="OFF")
+
+    @cs.task
+    def count() -> object:
+        calls.append(1)
+        return object()
+
+    counted = count()
+    first, second = cs.run([counted, counted], log_level="OFF")
     assert first is second
     assert calls == [1]
 

@@ -18,7 +18,8 @@ def run(target: Any, options: RunOptions) -> Any:  # noqa: D417 - Args lists the
     second signal ends the process at once, with exit code 130 for Ctrl-C and 143 for SIGTERM.
 
     Args:
-        target: A lazy result: the value of a call of a task or of its `.map`. Or a graph, which `from_json` returns.
+        target: A lazy result: the value of a call of a task or of its `.map`. Or a graph, which `from_json` returns. Or
+            several targets in a list, a tuple or a dict, at any depth: the value of the run has the same shape.
         params: Values of the workflow's Params, by name.
         system_resources: Capacities of the resources that `with_constraints` requests, by name. Other names are unlimited.
         log_level: The lowest level of the messages that this run prints on stderr: "DEBUG", "INFO", "WARNING", "ERROR"
@@ -37,12 +38,14 @@ def run(target: Any, options: RunOptions) -> Any:  # noqa: D417 - Args lists the
         tags: Texts to find the run by, in messages and in `cascade.run.tags`.
         timeout: Limit of the run in seconds, above 0. It includes the setup of resources, and not their teardown.
         fail_fast: With False, a failed task stops only the tasks that depend on it.
+        cache: The cache of all tasks that have none of their own. None uses the cache of the run that the calling task
+            belongs to, if there is one.
 
     Raises:
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.
         ValueError: `log_level` or `log_format` is unknown, `max_workers` is not an integer of 1 or more, or `run_id`
             cannot be a level of a topic or is the id of another run in progress.
-        DependencyMissingError: The target was skipped.
+        DependencyMissingError: A target was skipped.
         TimeoutError: The run exceeded its timeout.
         KeyboardInterrupt: After Ctrl-C. If it is not caught, the interpreter prints no traceback.
         SystemExit: After SIGTERM, with exit code 143.

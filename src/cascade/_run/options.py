@@ -8,6 +8,7 @@ from typing import Any, Generic, ParamSpec, cast
 
 from cascade._run.signatures import Run, RunAsync
 from cascade.runtime.protocols import Connector
+from cascade.spec.caching import Cache
 from cascade.spec.resource import ResourceDefinition
 
 P = ParamSpec("P")
@@ -30,6 +31,7 @@ class RunOptions:
     tags: Iterable[str] = ()
     timeout: float | None = None
     fail_fast: bool = True
+    cache: Cache | None = None
 
 
 class Decorators(Generic[P]):

@@ -96,6 +96,7 @@ class PreparedRun:
                 tags=options.tags,
                 timeout=options.timeout,
                 fail_fast=options.fail_fast,
+                cache=options.cache,
             )
         except (asyncio.CancelledError, GeneratorExit):
             raise

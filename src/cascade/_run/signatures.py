@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from cascade.spec.lazy_types import Target
+from cascade.spec.targets import Shape
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -20,7 +21,6 @@ C = TypeVar("C")
 D = TypeVar("D")
 K = TypeVar("K")
 T = TypeVar("T")
-Shape = list[Any] | tuple[Any, ...] | dict[Any, Any]
 Two = tuple[Target[A], Target[B]]
 Three = tuple[Target[A], Target[B], Target[C]]
 Four = tuple[Target[A], Target[B], Target[C], Target[D]]

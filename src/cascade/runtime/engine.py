@@ -5,7 +5,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack, overload
 
 from cascade._context_managers import async_context_manager, context_manager
 from cascade.graph.build import GraphBuilder
@@ -31,11 +31,13 @@ from cascade.spec.lazy_types import Target
 from cascade.spec.resource import ResourceDefinition
 from cascade.spec.retry import checked_timeout
 from cascade.spec.tags import checked_tags
+from cascade.spec.targets import EngineOptions, Shape
 from cascade.telemetry.identity import new_run_id
 from cascade.telemetry.topics import identity_from_environment
 from cascade.telemetry.trace_shards import part_limits_from_environment
 
 T = TypeVar("T")
+Params = dict[str, Any] | None
 
 LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
@@ -103,9 +105,13 @@ class Engine:
         """Replace the generator function of a resource. `new` is a generator function or a resource definition."""
         self._providers[name] = new.func if isinstance(new, ResourceDefinition) else new
 
+    @overload
+    async def run(self, target: Target[T], params: Params = None, **options: Unpack[EngineOptions]) -> T: ...
+    @overload
+    async def run(self, target: Shape, params: Params = None, **options: Unpack[EngineOptions]) -> Any: ...
     async def run(
         self,
-        target: Target[T],
+        target: Any,
         params: dict[str, Any] | None = None,
         *,
         run_id: str | None = None,
@@ -114,11 +120,11 @@ class Engine:
         timeout: float | None = None,  # noqa: ASYNC109 - it also names the run and its tasks in the error
         fail_fast: bool = True,
         cache: Cache | None = None,
-    ) -> T:
-        """Run the target and the tasks that it needs, and return the value of the target.
+    ) -> Any:
+        """Run the target and the tasks that it needs, and return the value of the target, which has its shape.
 
         Args:
-            target: A lazy result or a graph.
+            target: A lazy result, a graph, or a container of several targets, such as a list, a tuple or a dict.
             params: Values of the workflow's Params, by name.
             run_id: Id of the run; None calls `run_ids`. Any text that can be a level of a topic is accepted.
             name: Name of the run in its span, in messages and on the terminal; None uses the name of the target.
@@ -130,7 +136,7 @@ class Engine:
 
         Raises:
             RuntimeError: No asyncio event loop is running in this thread.
-            TypeError: The target is neither a lazy result nor a graph, or an option has a wrong type.
+            TypeError: The target is none of these, or an option has a wrong type.
             ValueError: A graph has no target, `timeout` is not above 0, `name` or a tag is empty, or `run_id` cannot be a
                 level of a topic or is the id of another run in progress.
             TimeoutError: The run exceeded its timeout.
@@ -145,8 +151,7 @@ class Engine:
         graph, nodes = await _graph_of(target)
         options = {"timeout": limit, "fail_fast": fail_fast, "caches": caches}
         with in_progress(own_id, is_chosen=run_id is not None):
-            value: T = await self._run(own_id, graph, dict(params or {}), options, started | nodes)
-            return value
+            return await self._run(own_id, graph, dict(params or {}), options, started | nodes)
 
     async def _run(
         self, run_id: str, graph: Graph, params: dict[str, Any], options: dict[str, Any], started: dict[str, Any]
@@ -232,7 +237,11 @@ class Engine:
         return value
 
 
-async def run_nested(target: Target[T], params: dict[str, Any] | None = None) -> T:
+@overload
+async def run_nested(target: Target[T], params: Params = None) -> T: ...
+@overload
+async def run_nested(target: Shape, params: Params = None) -> Any: ...
+async def run_nested(target: Any, params: Params = None) -> Any:
     """Run `target` with the engine that runs the calling task: with its connector and resources, in its trace.
 
     Raises:
