@@ -381,12 +381,10 @@ def test_a_label_may_be_a_text_of_any_kind() -> None:
     assert cs.run(cs.task(own, label=lambda: Unhashable("made"))(), log_level="OFF") == "made"
 
 
-@pytest.mark.parametrize("wrong", [5, None, ["a"]])
+@pytest.mark.parametrize("wrong", [5, ["a"]])
 def test_a_label_that_is_neither_a_text_nor_a_function_is_refused(wrong: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"label must be a text or a function that returns one, got (int|NoneType|list)"
-    ):
+    text = r"label must be a text or a function that returns one, got (int|list)"
+    with pytest.raises(TypeError, match=text):
         cs.task(own)().with_label(wrong)
-    if wrong is not None:
-        with pytest.raises(TypeError, match="label must be a text"):
-            cs.task(label=wrong)
+    with pytest.raises(TypeError, match=text):
+        cs.task(label=wrong)

@@ -90,7 +90,7 @@ def test_a_timeout_is_above_zero(value: float) -> None:
         cs.task(int)(1).with_timeout(value)
 
 
-@pytest.mark.parametrize("value", [True, "30", None, 1j])
+@pytest.mark.parametrize("value", [True, "30", [1], 1j])
 def test_a_timeout_is_a_number(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^Task 'int': timeout must be a finite number of seconds above 0, got "):
         cs.task(int)(1).with_timeout(value)
@@ -101,7 +101,6 @@ def test_forked_processes_have_different_delays() -> None:
     """With the same delays, the workers of a pool would send their retries at the same time."""
     source = """
 import os
-import pickle
 from cascade.spec.retry import random_factor
 
 random_factor()

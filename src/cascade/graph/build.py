@@ -8,8 +8,9 @@ from typing import Any
 from cascade.graph._targets import checked_shape, targets_in
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions, argument_key
 from cascade.spec.caching import NO_CACHE
-from cascade.spec.lazy_types import LazyResult, MappedLazyResult, label_of, require_lazy
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult, options_of, require_lazy
 from cascade.spec.nested import ATOMS, LAZY, SOURCES, sources_in
+from cascade.spec.options import CallOptions
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
@@ -139,8 +140,8 @@ class GraphBuilder:
                     node.order = tuple(_key(name, kind, node) for name, kind, _ in arguments)
             if lazy._condition is not None:
                 self._add_edge(lazy._condition, node, "_condition", EdgeType.CONDITION)
-            if lazy._constraints is not None:
-                self._add_amounts(lazy._constraints.requirements, node)
+            if node.constraints is not None:
+                self._add_amounts(node.constraints.requirements, node)
 
     def _add_amounts(self, requirements: dict[str, Any], node: Node) -> None:
         for resource, amount in requirements.items():
@@ -204,37 +205,29 @@ def _arguments(lazy: Any) -> list[tuple[str, ArgKind, Any]]:
 
 
 def _node_from(lazy: Any) -> Node:
-    is_map = type(lazy) is not LazyResult and isinstance(lazy, MappedLazyResult)
+    if type(lazy) is LazyResult:
+        is_map, has_options = False, lazy._has_options
+    else:  # the object may be a mock, which has any attribute
+        is_map, has_options = isinstance(lazy, MappedLazyResult), "_has_options" in vars(lazy)
     task: Any = lazy.factory if is_map else lazy.task
-    options = _options_of(lazy, task)
-    node = (Node if options is None else NodeWithOptions)(  # by position: keyword arguments take a third longer
+    retry = lazy._retry_policy
+    is_off = retry is not None and not retry.max_attempts
+    has_options = has_options or is_off or isinstance(getattr(task, "options", None), CallOptions)
+    node = (NodeWithOptions if has_options else Node)(  # by position: keyword arguments take a third longer
         lazy._uuid,
         f"map({getattr(task, 'name', type(task).__name__)})" if is_map else task.name,
         "map" if is_map else "task",
         None if is_map else task.func,
         None if is_map else getattr(task, "input_spec", None),
         task if is_map else None,
-        lazy._retry_policy,
+        retry,
         lazy._cache_policy,
         lazy._constraints,
         _NO_LITERALS,
         getattr(task, "threaded", None),
         0 if is_map else len(lazy.args),
-        None,
-        label_of(lazy),
     )
-    if options is not None:
-        node.timeout, node.allow_failure = options
+    if isinstance(node, NodeWithOptions):
+        node.set_options(options_of(lazy))
+        node.allow_failure = lazy._allow_failure is True
     return node
-
-
-def _options_of(lazy: Any, task: Any) -> tuple[float | None, bool] | None:
-    """Return the options that few nodes have: timeout, allow_failure. None for a node without one."""
-    if type(lazy) is LazyResult:
-        timeout, allow_failure = lazy._timeout, lazy._allow_failure
-    else:  # the object may be a mock, which has any attribute
-        fields = vars(lazy)
-        timeout, allow_failure = fields.get("_timeout"), fields.get("_allow_failure", False)
-    if timeout is None:
-        timeout = getattr(task, "timeout", None) if isinstance(task, Task) else None
-    return None if timeout is None and not allow_failure else (timeout, allow_failure)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from cascade.spec.caching import Cache
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.input import InputSpec
-from cascade.spec.lazy_types import Label, Target
+from cascade.spec.lazy_types import Target
 from cascade.spec.nested import sources_in
+from cascade.spec.options import NO_TIMEOUT, CallOptions, Label
 from cascade.spec.protocols import LazyFactory
 from cascade.spec.retry import RetryPolicy
 from cascade.spec.routing import Router
@@ -64,6 +65,7 @@ class Node:
         positional: The number of positional arguments. With None, each key made of digits is a position.
         order: The keys of all arguments in the order of the call, if literal and lazy keyword arguments are mixed.
         label: The label of the call, or of each item of a map.
+        tags: The tags of the task, or of a map and its items.
         timeout: The limit of each attempt in seconds; None for no limit.
         allow_failure: Whether a failure becomes the value of the node, or of an item of the map.
     """
@@ -81,12 +83,15 @@ class Node:
     threaded: bool | None = None
     positional: int | None = None
     order: tuple[str, ...] | None = None
-    label: Label | None = None
     # Options that few nodes have. A node with one is a `NodeWithOptions`: the others need no memory for them.
     if TYPE_CHECKING:
+        label: Label | None = field(default=None, init=False)
+        tags: tuple[str, ...] = field(default=(), init=False)
         timeout: float | None = field(default=None, init=False)
         allow_failure: bool = field(default=False, init=False)
     else:
+        label = None
+        tags = ()
         timeout = None
         allow_failure = False
 
@@ -101,7 +106,25 @@ class Node:
 
 
 class NodeWithOptions(Node):
-    """A node with an option that few nodes have. It has no slots, so that the option is set on the instance."""
+    """A node with an option that few nodes have. It has no slots, so that the option is set on the instance.
+
+    Attributes:
+        options: The options of the call, from which a map makes those of its items.
+    """
+
+    options = CallOptions()
+
+    def set_options(self, options: CallOptions) -> None:
+        """Set the options of a call. One that only switches off that of a task, such as `with_retry(0)`, is left out."""
+        self.options, retry, timeout = options, options.retry_policy, options.timeout
+        self.retry_policy = None if retry is None or not retry.max_attempts else retry
+        self.cache_policy, self.constraints = options.cache_policy, options.constraints
+        if timeout is not None and timeout != NO_TIMEOUT:
+            self.timeout = timeout
+        if options.label is not None:
+            self.label = options.label
+        if options.tags:
+            self.tags = options.tags
 
 
 @dataclass(repr=False, slots=True)

@@ -19,6 +19,7 @@ from cascade.graph._json_values import (
 from cascade.graph.build import build_graph
 from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, NodeWithOptions
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
+from cascade.spec.options import CallOptions
 from cascade.spec.routing import Router
 from cascade.spec.task import Task
 
@@ -103,8 +104,8 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
 
 def _node_from_dict(data: dict[str, Any]) -> Node:
     function, factory = data.get("callable"), data.get("mapping_factory")
-    timeout, allow_failure = data.get("timeout"), data.get("allow_failure", False)
-    node = (NodeWithOptions if allow_failure or timeout is not None else Node)(
+    options, allow_failure = options_from_dict(data, function or factory), data.get("allow_failure", False)
+    node = (NodeWithOptions if allow_failure or options != CallOptions() else Node)(
         id=data["id"],
         name=data["name"],
         node_type=data["node_type"],
@@ -115,10 +116,10 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
         threaded=data.get("threaded"),
         positional=data.get("positional"),
         order=tuple(data["order"]) if "order" in data else None,
-        **options_from_dict(data, function or factory),
     )
     if isinstance(node, NodeWithOptions):
-        node.timeout, node.allow_failure = timeout, allow_failure
+        node.set_options(options)
+        node.allow_failure = allow_failure
     return node
 
 

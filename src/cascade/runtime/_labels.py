@@ -1,7 +1,7 @@
-"""Labels: short texts that distinguish the calls of one task on the terminal, in messages and on spans."""
+"""Labels: short texts that distinguish the calls of one task on the terminal, in messages and on spans; and tags."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from cascade.runtime.resolvers import hidden_secrets, without_secrets
 from cascade.spec.parameters import defaults_of, hashable_cache, positional_names
 from cascade.spec.resource import Inject
 from cascade.telemetry.limits import MAX_NAME_BYTES
-from cascade.telemetry.sanitize import error_text, masked, masked_name
+from cascade.telemetry.sanitize import error_text, masked, masked_name, masked_tags
 
 logger = get_logger(__name__)
 
@@ -29,6 +29,23 @@ class Labels:
 
     def __init__(self) -> None:
         self._reported: set[str] = set()
+
+    def marks_of(
+        self, node: Node, inputs: Callable[[], Mapping[str, Any] | None], edges: Sequence[Edge]
+    ) -> dict[str, Any]:
+        """Return the fields `label` and `tags` of the events of a node, as far as it has them.
+
+        `inputs` returns the arguments for a label function, or None if they have an error.
+        """
+        marks: dict[str, Any] = {}
+        label = fixed_label(node)
+        if callable(node.label) and (arguments := inputs()) is not None:
+            label = self.label_of(node, arguments, edges)
+        if label is not None:
+            marks["label"] = label
+        if node.tags:
+            marks["tags"] = tuple(masked_tags(node.tags))
+        return marks
 
     def label_of(self, node: Node, inputs: Mapping[str, Any], edges: Sequence[Edge] = ()) -> str | None:
         """Return the result of a node's label function, masked and cut to `MAX_NAME_BYTES`.

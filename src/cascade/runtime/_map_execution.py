@@ -7,7 +7,7 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from cascade.graph.model import Node, join_arguments, split_arguments
+from cascade.graph.model import Node, NodeWithOptions, join_arguments, split_arguments
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext, seconds
@@ -26,9 +26,11 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import add_task_note, is_cancellation
 from cascade.runtime.flow import FlowManager
 from cascade.runtime.resolvers import ArgumentResolver
-from cascade.spec.lazy_types import LazyResult, label_of
+from cascade.spec.lazy_types import LazyResult, options_of
+from cascade.spec.options import CallOptions
 from cascade.spec.signature import require_items
 from cascade.telemetry.identity import item_id
+from cascade.telemetry.sanitize import masked_tags
 
 MAP_WINDOW = 4096
 """Largest number of items of one map in flight. It exceeds the size of common worker pools, and the coroutines need
@@ -195,7 +197,10 @@ class MapExecution:
         )
 
     def _identity(self) -> dict[str, Any]:
-        return {"task_id": self._node.id, "task_name": self._node.name, "kind": "map"}
+        identity: dict[str, Any] = {"task_id": self._node.id, "task_name": self._node.name, "kind": "map"}
+        if self._node.tags:
+            identity["tags"] = tuple(masked_tags(self._node.tags))
+        return identity
 
 
 class Items:
@@ -253,11 +258,13 @@ def _as_list(node: Node, name: str, value: Any, count: int) -> list[Any]:
 
 def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) -> Node:
     factory: Any = node.mapping_factory
-    label = node.label
+    options = node.options if isinstance(node, NodeWithOptions) else None
     if not hasattr(factory, "func"):
-        factory, item, positional, own_label = _from_call(factory, item)
-        label = own_label if label is None else label
-    return Node(
+        lazy = _call_factory(factory, item)
+        factory, item, positional = lazy.task, join_arguments(lazy.args, lazy.kwargs), len(lazy.args)
+        own = CallOptions(node.retry_policy, node.cache_policy, node.constraints) if options is None else options
+        options = own.over(options_of(lazy))
+    new = (Node if options is None else NodeWithOptions)(
         item_id(node.id, index),
         factory.name,
         callable_obj=factory.func,
@@ -267,13 +274,15 @@ def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) ->
         literal_inputs=item,
         threaded=node.threaded,
         positional=positional,
-        label=label,
     )
+    if options is not None and isinstance(new, NodeWithOptions):
+        new.set_options(options)
+    return new
 
 
-def _from_call(factory: Any, item: dict[str, Any]) -> tuple[Any, dict[str, Any], int, Any]:
-    """Call a factory that is not a Task. Returns the task, inputs, positional count and label of its lazy result."""
+def _call_factory(factory: Any, item: dict[str, Any]) -> LazyResult[Any]:
+    """Call a factory that is not a Task, and return its lazy result."""
     lazy = factory(**split_arguments(item, 0)[1])
     if not isinstance(lazy, LazyResult):
         raise TypeError(f"Cannot map over {factory!r}: calling it must return a lazy result, got {type(lazy).__name__}")
-    return lazy.task, join_arguments(lazy.args, lazy.kwargs), len(lazy.args), label_of(lazy)
+    return lazy

@@ -291,6 +291,8 @@ def _add_task(metadata: m.TaskMetadata, event: TaskEvent) -> None:
         metadata["map_id"], metadata["map_index"] = event.map_id, event.map_index or 0
     if event.label is not None:
         metadata["label"] = event.label
+    if event.tags:
+        metadata["tags"] = list(event.tags)
 
 
 def _ended(

@@ -27,6 +27,7 @@ from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part
 from cascade.telemetry.trace_shards import TraceShards
 
 _LABEL_BYTES = 30  # the attribute of a label, without its value
+_TAG_BYTES = 30  # the attribute of one tag, without its value
 _GROWING = frozenset({"exception", "attempts", "waits", "links", "arguments", "output", "parts"})
 """Keys that add to the size of the spans of a task. Most messages have none of them and are not measured."""
 _UNCHANGED: m.ExceptionInfo = {"type": "", "message": ""}
@@ -273,4 +274,6 @@ def _part(part: Part, run: RunTelemetry) -> m.Part:
 
 def _span_size(event: TaskEvent) -> int:
     size = SPAN_BYTES + len(event.task_id) + 2 * len(event.task_name)
+    if event.tags:
+        size += sum(_TAG_BYTES + utf8_size(tag) for tag in event.tags)
     return size if event.label is None else size + _LABEL_BYTES + utf8_size(event.label)

@@ -22,6 +22,7 @@ from cascade.runtime.resolvers import ArgumentResolver, input_value
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.spec.input import ParamSpec
 from cascade.spec.nested import LAZY, substitute
+from cascade.telemetry.sanitize import masked_tags
 
 logger = get_logger(__name__)
 
@@ -195,6 +196,7 @@ class Scheduler:
             task_name=node.name,
             kind="map" if node.node_type == "map" else "task",
             label=None if node.node_type == "map" else fixed_label(node),
+            tags=tuple(masked_tags(node.tags)),
             reason=skip.reason,
             decided_by=self._decided_by(node.id, skip.decided_by),
             start_ns=now,

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from cascade.graph.model import Node
-from cascade.runtime._labels import fixed_label
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_cache import MISS, CachedCall
@@ -37,6 +36,7 @@ class TaskExecution:
         planned: The node of the plan; for an item, the node of its map.
         plan_node: The node that the executor gets.
         item: The inputs of an item of a map.
+        marks: The fields of all events with the label and the tags; None without them.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
         arguments: The arguments of the call; None before they are resolved, and after the end.
@@ -47,6 +47,7 @@ class TaskExecution:
     """
 
     label: str | None = None
+    marks: dict[str, Any] | None = None
     start_ns = attempt = attempt_start_ns = 0
     arguments: Arguments | None = None
     waits: tuple[Wait, ...] = ()
@@ -92,7 +93,7 @@ class TaskExecution:
                     "start_ns": self.start_ns,
                     "attempt_start_ns": self.attempt_start_ns,
                     "child": self.child,
-                    "label": self.label,
+                    **(self.marks or {}),
                 }
             )
         return self._task
@@ -112,8 +113,9 @@ class TaskExecution:
         Raises:
             BaseException: The exception of the last attempt, unchanged.
         """
-        if self.node.label is not None:
-            self.label = self._make_label()
+        if type(self.node) is not Node:
+            self.marks = self.run.labels.marks_of(self.node, self._inputs, self.planned.edges)
+            self.label = self.marks.get("label")
         if self.run.bus.backpressure.is_full():
             await self._wait_for_telemetry()
         permit = self.permit = self.run.permit(self.node.name, self.plan_node)
@@ -149,17 +151,12 @@ class TaskExecution:
             # A context variable may hold this object after the task's end.
             self.arguments = self.item = self.cached = None
 
-    def _make_label(self) -> str | None:
-        """Return the label, before the first event. None if the arguments have an error, which `_resolve` raises later."""
-        node, inputs = self.node, self.item
-        if isinstance(node.label, str):
-            return fixed_label(node)
-        if inputs is None:
-            try:
-                inputs = self.resolver.resolve(self.planned).inputs
-            except Exception:  # noqa: BLE001
-                return None
-        return self.run.labels.label_of(node, inputs, self.planned.edges)
+    def _inputs(self) -> dict[str, Any] | None:
+        """Return the inputs before the first event. None if the arguments have an error, which `_resolve` raises later."""
+        try:
+            return self.resolver.resolve(self.planned).inputs if self.item is None else self.item
+        except Exception:  # noqa: BLE001
+            return None
 
     def _report_failure(self, error: BaseException) -> None:
         run, description = self.run, self._describe()
@@ -324,8 +321,8 @@ class TaskExecution:
         fields["task_id"], fields["task_name"] = node.id, node.name
         if self.map_id is not None:
             fields["map_id"], fields["map_index"] = self.map_id, self.map_index
-        if self.label is not None:
-            fields["label"] = self.label
+        if self.marks:
+            fields |= self.marks
         self.run.publish(event, fields, handlers)
 
 

@@ -156,7 +156,7 @@ class ControlDecision(Event):
 class TaskEvent(Event):
     """An event of a task. `map_id` and `map_index` identify an item of a map; the events of a map have `kind` "map".
 
-    `label` is the label of the call, which is masked and at most 256 bytes long.
+    `label` is the label of the call, and `tags` are the tags of the task or map. Each is masked and at most 256 bytes long.
     """
 
     task_id: str = ""
@@ -165,6 +165,7 @@ class TaskEvent(Event):
     map_id: str | None = None
     map_index: int | None = None
     label: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class TaskContext:
         kind: "task", or "resource" for the setup or teardown of a resource.
         child: The part and the size of the task in its trace.
         label: The label of the call.
+        tags: The tags of the task, with secrets masked.
     """
 
     run_id: str
@@ -39,6 +40,7 @@ class TaskContext:
     kind: str = "task"
     child: Child | None = field(default=None, compare=False, repr=False)
     label: str | None = None
+    tags: tuple[str, ...] = ()
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Self:

@@ -7,6 +7,7 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, SupportsFloat, TypeVar
 
 from cascade._unique_ids import unique_id
@@ -14,13 +15,12 @@ from cascade.spec.caching import NO_CACHE, Cache, checked_cache
 from cascade.spec.constraint import ResourceConstraint
 from cascade.spec.failure import Failure
 from cascade.spec.input import InputSpec
+from cascade.spec.options import NO_TIMEOUT, CallOptions, Label, checked_label
 from cascade.spec.protocols import LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryOn, RetryPolicy, checked_timeout
+from cascade.spec.tags import checked_tags
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy"]
-
-Label = str | Callable[..., str]
-"""A text, or a function that returns a text for the arguments of a call."""
 
 T = TypeVar("T")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -108,8 +108,10 @@ class Lazy(Target[Value_co], Argument):
     _cache_policy: Cache | None
     _condition: Any
     _constraints: ResourceConstraint | None
-    _label: Label | None
-    # Options that few calls have: a chain method sets them on the instance.
+    # Options that few calls have: `_set` sets them on the instance.
+    _has_options: bool = False
+    _label: Label | None = None
+    _tags: tuple[str, ...] | None = None
     _timeout: float | None = None
     _allow_failure: bool = False
 
@@ -154,8 +156,8 @@ class Lazy(Target[Value_co], Argument):
         """Use the value of the cache, if it has one, instead of running the task. After the task, the cache stores the value.
 
         Args:
-            policy: A `cs.DiskCache`, or another object with the methods `check` and `save`. None switches the cache of the
-                run off for this task.
+            policy: A `cs.DiskCache`, or another object with the methods `check` and `save`. None switches the caches
+                of the task and of the run off for this call.
 
         Raises:
             TypeError: The object is not a cache.
@@ -165,12 +167,15 @@ class Lazy(Target[Value_co], Argument):
         return self
 
     def with_constraints(self, **requirements: SupportsFloat) -> Self:
-        """Hold these amounts of system resources while the task runs. An amount may be a lazy result."""
+        """Hold these amounts of system resources while the task runs. An amount may be a lazy result.
+
+        They replace the constraints of the task. Without an argument, the call has no constraints.
+        """
         self._constraints = ResourceConstraint(requirements)
         return self
 
-    def with_timeout(self, seconds: float) -> Self:
-        """Limit each attempt of the task, or of each item of a map, to a number of seconds above 0.
+    def with_timeout(self, seconds: float | None) -> Self:
+        """Limit each attempt of the task, or of each item of a map, to a number of seconds above 0. None is no limit.
 
         A timed-out attempt raises `TimeoutError` and is retried like a failure. The time does not include waits before the
         start of the attempt. A coroutine is cancelled. A plain function in a thread cannot be stopped: the run continues
@@ -178,14 +183,16 @@ class Lazy(Target[Value_co], Argument):
         function with `threaded=False` blocks the event loop and is not limited.
 
         Raises:
-            TypeError: `seconds` is not a number.
+            TypeError: `seconds` is neither a number nor None.
             ValueError: `seconds` is not above 0, infinite or not a number.
         """
-        self._timeout = checked_timeout(f"Task '{self.task_name}'", seconds)
-        return self
+        owner = f"Task '{self.task_name}'"
+        return self._set("_timeout", NO_TIMEOUT if seconds is None else checked_timeout(owner, seconds))
 
-    def with_label(self, label: Label) -> Self:
+    def with_label(self, label: Label | None) -> Self:
         """Set the label of the call, or of each item of a map: on the terminal, in messages and in `cascade.task.label`.
+
+        With None, the call has no label.
 
         A function returns the label. It receives the arguments that have the names of its parameters. If no name matches,
         it receives the first arguments. It runs in the event loop and must not block. Arguments with the name of a secret are
@@ -193,9 +200,26 @@ class Lazy(Target[Value_co], Argument):
         has up to 256 bytes.
 
         Raises:
-            TypeError: `label` is neither a text nor a function.
+            TypeError: `label` is not None, a text or a function.
         """
-        self._label = checked_label(label)
+        return self._set("_label", "" if label is None else checked_label(label))
+
+    def with_tags(self, *tags: str) -> Self:
+        """Set the tags of the call, or of a map and its items, in messages and in `cascade.task.tags`.
+
+        They replace the tags of the task. Without an argument, the call has no tags. A tag has up to 256 bytes; secrets in
+        it are masked.
+
+        Raises:
+            TypeError: A tag is not a text.
+            ValueError: A tag is empty, or there are more than 32 tags.
+        """
+        return self._set("_tags", checked_tags(tags))
+
+    def _set(self, name: str, value: object) -> Self:
+        """Set an option that few calls have."""
+        setattr(self, name, value)
+        self._has_options = True
         return self
 
     def __repr__(self) -> str:
@@ -219,23 +243,20 @@ class Lazy(Target[Value_co], Argument):
             raise AttributeError(f"{self!r} has no attribute {name!r}: {ADVICE}", name=name, obj=self)
 
 
-def checked_label(label: Label) -> Label:
-    """Return a label. Raises TypeError if it is neither a text nor a function."""
-    if isinstance(label, str):
-        return str.__str__(label)  # a subclass may have no hash
-    if callable(label):
-        return label
-    raise TypeError(f"label must be a text or a function that returns one, got {type(label).__name__}")
+def options_of(lazy: Any) -> CallOptions:
+    """Return the options of a lazy result: those of its chain methods, then those of its task.
+
+    The object may be a mock without attributes.
+    """
+    # `vars` would create a dict, which is larger than the object.
+    read = partial(getattr, lazy) if type(lazy) in {LazyResult, MappedLazyResult} else vars(lazy).get
+    own = CallOptions(*map(read, _OPTIONS))
+    task = lazy.factory if isinstance(lazy, MappedLazyResult) else lazy.task
+    defaults = getattr(task, "options", None)
+    return own.over(defaults) if isinstance(defaults, CallOptions) else own
 
 
-def label_of(lazy: Any) -> Label | None:
-    """Return the label of a lazy result, or else that of its task. The object may be a mock without attributes."""
-    if type(lazy) is LazyResult:  # `vars` would create a dict, which is larger than the object
-        own = lazy._label  # noqa: SLF001 - a lazy result's public names are its chain methods
-        return getattr(lazy.task, "label", None) if own is None else own
-    fields = vars(lazy)
-    own = fields.get("_label")
-    return getattr(fields.get("task", fields.get("factory")), "label", None) if own is None else own
+_OPTIONS = ("_retry_policy", "_cache_policy", "_constraints", "_timeout", "_label", "_tags")
 
 
 def require_lazy(value: object, owner: str, name: str) -> None:
@@ -257,15 +278,13 @@ class LazyResult(Lazy[Value_co], Generic[Value_co]):
     _cache_policy: Cache | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
-    _label: Label | None = None
 
     def allow_failure(self) -> "LazyResult[Value_co | Failure]":
         """Use a `Failure` as the value if the task fails. The run continues, and consumers receive the `Failure`.
 
         Only an `Exception` becomes a `Failure`. A cancellation, `SystemExit` and `KeyboardInterrupt` still end the run.
         """
-        self._allow_failure = True
-        return self
+        return self._set("_allow_failure", True)
 
 
 @dataclass(eq=False, repr=False)
@@ -279,7 +298,6 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
     _cache_policy: Cache | None = None
     _condition: Any = None
     _constraints: ResourceConstraint | None = None
-    _label: Label | None = None
 
     def allow_failure(self) -> "MappedLazyResult[T | Failure]":
         """Use a `Failure` as the value of each item that fails. The other items run.

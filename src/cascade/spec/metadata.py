@@ -175,6 +175,8 @@ class TaskMetadata(_Truncated):
     """Position of the item in its map, from 0."""
     label: NotRequired[NonEmpty]
     """Label of the call, at most 256 bytes."""
+    tags: NotRequired[list[NonEmpty]]
+    """Tags of the task, or of a map and its items: at most 32, each of at most 256 bytes."""
 
 
 class TaskBlockedMetadata(TaskMetadata):

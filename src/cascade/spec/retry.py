@@ -53,18 +53,9 @@ class RetryPolicy:
     retry_on: RetryOn | None = None
 
     def __post_init__(self) -> None:
-        _check_count("max_attempts", self.max_attempts)
-        checked_seconds("delay", self.delay)
-        checked_seconds("max_delay", self.max_delay)
-        _check_number("backoff", self.backoff, "a finite number from 0, such as 2 to double each delay")
-        _check_number("jitter", self.jitter, "a share from 0 to 1, such as 0.5", maximum=1.0)
-        if self.delay > self.max_delay:
-            raise ValueError(
-                f"RetryPolicy: delay={self.delay!r} exceeds max_delay={self.max_delay!r} seconds; "
-                "give a shorter delay or a longer max_delay"
-            )
+        check_retry(self.max_attempts, self.delay, self.backoff, self.max_delay, self.jitter, self.retry_on)
         if self.retry_on is not None:
-            object.__setattr__(self, "retry_on", _checked_conditions(self.retry_on))
+            object.__setattr__(self, "retry_on", _conditions(self.retry_on))
 
     def retries(self, error: Exception) -> bool:
         """Return True if the error of an attempt is one that `retry_on` matches.
@@ -84,31 +75,66 @@ class RetryPolicy:
         return min(delay, float(self.max_delay)) * (1.0 - self.jitter * _random.random() if self.jitter else 1.0)
 
 
-def _checked_conditions(retry_on: Any) -> tuple[RetryCondition, ...]:
+def check_retry(
+    max_attempts: Any,
+    delay: Any,
+    backoff: Any,
+    max_delay: Any,
+    jitter: Any,
+    retry_on: Any,
+    *,
+    owner: str = "RetryPolicy",
+    count: str = "max_attempts",
+    first: str = "delay",
+) -> None:
+    """Check the fields of a retry policy. `count` and `first` are the names of `max_attempts` and `delay` in the errors.
+
+    Raises:
+        TypeError: A value has the wrong type.
+        ValueError: A value is out of its range.
+    """
+    _check_count(count, max_attempts, owner)
+    _check_number(first, delay, _SECONDS, owner=owner)
+    _check_number("max_delay", max_delay, _SECONDS, owner=owner)
+    _check_number("backoff", backoff, "a finite number from 0, such as 2 to double each delay", owner=owner)
+    _check_number("jitter", jitter, "a share from 0 to 1, such as 0.5", maximum=1.0, owner=owner)
+    if delay > max_delay:
+        raise ValueError(
+            f"{owner}: {first}={delay!r} exceeds max_delay={max_delay!r} seconds; "
+            "give a shorter delay or a longer max_delay"
+        )
+    if retry_on is not None:
+        conditions = _conditions(retry_on)
+        if not conditions:
+            raise ValueError(
+                f"{owner}: retry_on is empty, so that no error is retried; leave it out to retry each error"
+            )
+        for condition in conditions:
+            _check_condition(condition, owner)
+
+
+_SECONDS = "a finite number of seconds from 0"
+
+
+def _conditions(retry_on: Any) -> tuple[RetryCondition, ...]:
     is_sequence = isinstance(retry_on, Sequence) and not isinstance(retry_on, str)
     conditions: tuple[Any, ...] = tuple(retry_on) if is_sequence else (retry_on,)
-    if not conditions:
-        raise ValueError(
-            "RetryPolicy: retry_on is empty, so that no error is retried; leave it out to retry each error"
-        )
-    for condition in conditions:
-        _check_condition(condition)
     return conditions
 
 
-def _check_condition(condition: Any) -> None:
+def _check_condition(condition: Any, owner: str) -> None:
     allowed = "retry_on must have exception classes and functions error -> bool"
     if isinstance(condition, type):
         if not issubclass(condition, Exception):
             reason = "is never retried" if issubclass(condition, BaseException) else "is no exception class"
             raise TypeError(
-                f"RetryPolicy: {allowed}, got {condition.__name__}, which {reason}; give subclasses of Exception"
+                f"{owner}: {allowed}, got {condition.__name__}, which {reason}; give subclasses of Exception"
             )
     elif not callable(condition):
         advice = "; give its class" if isinstance(condition, BaseException) else ""
-        raise TypeError(f"RetryPolicy: {allowed}, got {_shown(condition)}{advice}")
+        raise TypeError(f"{owner}: {allowed}, got {_shown(condition)}{advice}")
     elif inspect.iscoroutinefunction(condition):
-        raise TypeError(f"RetryPolicy: {allowed}, got a coroutine function; give a plain function")
+        raise TypeError(f"{owner}: {allowed}, got a coroutine function; give a plain function")
 
 
 def _matches(condition: Any, error: Exception) -> bool:
@@ -128,7 +154,7 @@ def random_factor(least: float = 0.5) -> float:
 
 def checked_seconds(name: str, value: Any) -> float:
     """Return a number of seconds. Raises TypeError or ValueError if it is not a finite number from 0."""
-    return _check_number(name, value, "a finite number of seconds from 0")
+    return _check_number(name, value, _SECONDS)
 
 
 def checked_timeout(owner: str, value: Any) -> float:
@@ -155,16 +181,16 @@ def _check_number(
     return number
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any, owner: str) -> None:
     allowed = "an integer from 0, the number of retries after the first call"
     try:
         count = index(value)
     except TypeError:
         count = None
     if count is None or isinstance(value, bool):
-        raise TypeError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}")
+        raise TypeError(f"{owner}: {name} must be {allowed}, got {_shown(value)}")
     if count < 0:
-        raise ValueError(f"RetryPolicy: {name} must be {allowed}, got {_shown(value)}, which is negative")
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {_shown(value)}, which is negative")
 
 
 def _shown(value: Any) -> str:

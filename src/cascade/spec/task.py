@@ -6,10 +6,11 @@ from copy import copy
 from functools import partial, update_wrapper
 from itertools import takewhile
 from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack, overload
 
-from cascade.spec.lazy_types import Label, LazyResult, MappedLazyResult, RetryPolicy, checked_label
+from cascade.spec.lazy_types import LazyResult, MappedLazyResult, RetryPolicy
 from cascade.spec.nested import require_visible
+from cascade.spec.options import CallOptions, CoroutineTaskOptions, Label, TaskOptions, call_options
 from cascade.spec.signature import (
     Check,
     check_of,
@@ -30,25 +31,27 @@ class Task(Generic[P, R]):
     """A function whose calls are lazy: a call returns a `LazyResult` and runs nothing.
 
     `func` is read when the graph is built, so it may be replaced until then. A plain function runs in a worker thread
-    if `threaded` is True, and in the event loop if it is False; the executor decides if it is None. `label` is the
-    label of the calls. A task that is defined in a class is a method: `instance.method(x)` passes the instance.
+    if `threaded` is True, and in the event loop if it is False; the executor decides if it is None. `task` describes the
+    options. A task of a task, or of a partial of a task, has the options of that task, except the ones that are given here.
+    A task that is defined in a class is a method: `instance.method(x)` passes the instance.
+
+    Attributes:
+        options: The defaults of the calls; None without any.
 
     Raises:
-        TypeError: `func` is not callable, or a default or an argument of a partial is a lazy result.
+        TypeError: `func` is not callable, a default or an argument of a partial is a lazy result, or an option is unknown or
+            has the wrong type.
+        ValueError: The value of an option is out of its range.
     """
 
-    def __init__(
-        self,
-        func: Callable[..., Any],
-        *,
-        name: str | None = None,
-        threaded: bool | None = None,
-        label: Label | None = None,
-    ) -> None:
+    options: CallOptions | None = None
+
+    def __init__(self, func: Callable[..., Any], **options: Unpack[TaskOptions]) -> None:
+        own, name, threaded = call_options(options), options.get("name"), options.get("threaded")
         given = func.func if isinstance(func, partial) else func
         if isinstance(given, Task):
             name, threaded = name or given.name, given.threaded if threaded is None else threaded
-            label = given.label if label is None else label
+            own = given.options if own is None else own.over(given.options)
             func = partial(given.func, *func.args, **func.keywords) if isinstance(func, partial) else given.func
         require_function(func)
         self.func: Callable[..., Any] = func
@@ -57,7 +60,13 @@ class Task(Generic[P, R]):
         self._check: Check | None = None
         self.name: str = name or str(getattr(func, "__name__", type(func).__name__))
         self.threaded: bool | None = threaded
-        self.label: Label | None = None if label is None else checked_label(label)
+        if own is not None:
+            self.options = own
+
+    @property
+    def label(self) -> Label | None:
+        """The label of the calls."""
+        return None if self.options is None else self.options.label
 
     @property
     def is_async(self) -> bool:
@@ -140,44 +149,51 @@ class Task(Generic[P, R]):
 
 
 @overload
-def task(
-    func: type[R], *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
-) -> Task[..., R]: ...
+def task(func: type[R], **options: Unpack[TaskOptions]) -> Task[..., R]: ...
 @overload
-def task(
-    func: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, label: Label | None = None
-) -> Task[P, R]: ...
+def task(func: Callable[P, Coroutine[Any, Any, R]], **options: Unpack[CoroutineTaskOptions]) -> Task[P, R]: ...
 @overload
-def task(
-    func: Callable[P, R], *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
-) -> Task[P, R]: ...
+def task(func: Callable[P, R], **options: Unpack[TaskOptions]) -> Task[P, R]: ...
 @overload
-def task(
-    func: None = None, *, name: str | None = None, threaded: bool | None = None, label: Label | None = None
-) -> "_Decorator": ...
-def task(func: Any = None, *, name: str | None = None, threaded: bool | None = None, label: Label | None = None) -> Any:
+def task(func: None = None, **options: Unpack[TaskOptions]) -> "_Decorator": ...
+def task(func: Any = None, **options: Unpack[TaskOptions]) -> Any:
     """Create a task from a function. Used as a decorator, with or without arguments, or as a call.
+
+    The options are the defaults of the calls. A chain method of a call or a map overrides them: `with_retry`, `with_timeout`,
+    `with_cache`, `with_constraints`, `with_label`, `with_tags`. None is the default of each option.
 
     Args:
         func: A plain function or a coroutine function.
         name: The name of the task; by default the name of the function. Use few different names: they are names of
             spans.
-        threaded: False runs a fast plain function in the event loop. By default, plain functions run in worker threads.
+        retries: Number of retries after a failed attempt, an integer from 0: `retries=3` is up to four attempts.
+        retry_delay: Seconds before the first retry, from 0. It needs `retries`, as the next four options do.
+        backoff: Factor between successive delays: 2.0 doubles each delay.
+        max_delay: Upper limit of a delay in seconds; one day by default.
+        jitter: Maximum share by which a delay is shortened at random, from 0 to 1.
+        retry_on: The errors that are retried: an exception class, a function `error -> bool`, or a sequence of both; by
+            default each `Exception`.
+        timeout: Limit of each attempt in seconds, above 0.
+        cache: A cache, such as `cs.DiskCache`, or False for no cache in a run that has one.
+        constraints: Amounts of system resources that each call holds, such as `{"cpu": 2}`.
         label: Label of each call on the terminal, in messages and in `cascade.task.label`: a text, or a function of the
             call's arguments that returns one, such as `lambda path: path.name`. See `with_label`.
+        tags: Texts that group tasks, in messages and in `cascade.task.tags`. See `with_tags`.
+        threaded: False runs a fast plain function in the event loop. By default, plain functions run in worker threads.
 
     Raises:
-        TypeError: `func` is not callable, or `label` is neither a text nor a function.
+        TypeError: `func` is not callable, an option is unknown or has the wrong type, or an option of retries is given
+            without `retries`.
+        ValueError: The value of an option is out of its range.
     """
-    decorator = _Decorator(name, threaded, label)
+    decorator = _Decorator(options)
     return decorator if func is None else decorator(func)
 
 
 class _Decorator:
-    def __init__(self, name: str | None, threaded: bool | None, label: Label | None) -> None:
-        self._name = name
-        self._threaded = threaded
-        self._label = None if label is None else checked_label(label)
+    def __init__(self, options: TaskOptions) -> None:
+        call_options(options)  # an error is raised in the line of the option
+        self._options = options
 
     @overload
     def __call__(self, func: type[R]) -> Task[..., R]: ...
@@ -186,4 +202,4 @@ class _Decorator:
     @overload
     def __call__(self, func: Callable[P, R]) -> Task[P, R]: ...
     def __call__(self, func: Any) -> Any:
-        return Task(func, name=self._name, threaded=self._threaded, label=self._label)
+        return Task(func, **self._options)

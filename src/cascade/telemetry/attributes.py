@@ -49,6 +49,7 @@ TASK_SKIP_REASON = "cascade.task.skip.reason"
 TASK_ARGUMENTS = "cascade.task.arguments"
 TASK_OUTPUT = "cascade.task.output"
 TASK_LABEL = "cascade.task.label"
+TASK_TAGS = "cascade.task.tags"
 MAP_INDEX = "cascade.map.index"
 MAP_SIZE = "cascade.map.size"
 PARTS = "cascade.parts"
@@ -138,6 +139,7 @@ DOCUMENTED = (
     AttributeRow(
         TASK_LABEL, "string", "all spans of a task with a label, including your own below it", "the label of the call"
     ),
+    AttributeRow(TASK_TAGS, "string[]", "task, map", "the tags of the task, with secrets masked"),
     AttributeRow(TASK_RESULT, "string", _TASK, _WORDS),
     AttributeRow(
         TASK_CANCELLATION_REASON,

@@ -1,10 +1,12 @@
 """Data of finished spans, and the spans, links and events of the parts of a large trace."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cascade.spec.metadata import Part
 from cascade.telemetry import attributes as a
+from cascade.telemetry.limits import MAX_VALUE_BYTES, truncate
 from cascade.telemetry.trace_shards import PART_EVENT
 
 Attributes = dict[str, Any]
@@ -46,6 +48,26 @@ class SpanData(NamedTuple):
     has_children: bool = False
     tracestate: str = ""
     is_marker: bool = False
+
+
+def attributes_of(attributes: Attributes) -> Attributes:
+    """Return the attributes that are not None, with values of the types of OTLP. Texts are cut to `MAX_VALUE_BYTES`."""
+    return {
+        key: value if type(value) is int or (type(value) is str and len(value) < _SHORT) else _value(value)
+        for key, value in attributes.items()
+        if value is not None
+    }
+
+
+_SHORT = MAX_VALUE_BYTES // 4  # characters; the UTF-8 encoding of a character has at most four bytes
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(truncate(item, MAX_VALUE_BYTES) for item in value)
+    return truncate(value if isinstance(value, str) else json.dumps(value), MAX_VALUE_BYTES)
 
 
 def part_root(

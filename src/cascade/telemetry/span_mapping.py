@@ -3,7 +3,6 @@
 The mapping is a pure function: a replay of recorded messages produces the same spans as the run.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -21,12 +20,13 @@ from cascade.spec.metadata import (
 )
 from cascade.telemetry import attributes as a
 from cascade.telemetry.identity import RUN_STARTED, span_id
-from cascade.telemetry.limits import MAX_LINKS, MAX_VALUE_BYTES, truncate
+from cascade.telemetry.limits import MAX_LINKS
 from cascade.telemetry.span_data import (
     Attributes,
     SpanData,
     SpanEvent,
     SpanLink,
+    attributes_of,
     part_event,
     part_link,
     part_root,
@@ -123,6 +123,7 @@ _ATTRIBUTE_OF_KEY = {
     "max_attempts": a.TASK_MAX_ATTEMPTS,
     "link_count": a.TASK_DEPENDENCIES,
     "reason": a.TASK_SKIP_REASON,
+    "tags": a.TASK_TAGS,
     "arguments": a.TASK_ARGUMENTS,
     "output": a.TASK_OUTPUT,
     "map_size": a.MAP_SIZE,
@@ -201,10 +202,10 @@ def _part_roots(payload: Message, body: Message) -> list[SpanData]:
     spans = []
     if "ended_parts" in metadata:
         for part in metadata["ended_parts"]:
-            ids = _attributes({a.RUN_ID: payload["run_id"], a.TASK_ID: part.get("task_id")})
+            ids = attributes_of({a.RUN_ID: payload["run_id"], a.TASK_ID: part.get("task_id")})
             spans.append(part_root(payload, part, part["name"], ids, part["parent"]))
     if "parts" in metadata:
-        ids = _attributes({a.RUN_ID: payload["run_id"], a.TASK_ID: body.get("task_id")})
+        ids = attributes_of({a.RUN_ID: payload["run_id"], a.TASK_ID: body.get("task_id")})
         name = body.get("task_name") or _run_name(metadata)
         spans += [part_root(payload, part, name, ids, payload) for part in metadata["parts"] if not part.get("ended")]
     return spans
@@ -260,7 +261,7 @@ def _span(
         parent_id,
         start_ns,
         end_ns + (end_ns == start_ns),  # Jaeger warns of clock skew if the duration is zero
-        _attributes(attributes),
+        attributes_of(attributes),
         payload.get("trace_flags", 1),
         is_run,
         error,
@@ -294,7 +295,7 @@ def _decision_event(decision: Decision) -> SpanEvent:
         a.CONTROL_REASON: decision.get("reason"),
         a.CONTROL_PARAMS: decision.get("params"),
     }
-    return SpanEvent("cascade.control", decision.get("time_ns", 0), _attributes(attributes))
+    return SpanEvent("cascade.control", decision.get("time_ns", 0), attributes_of(attributes))
 
 
 def _held_events(waits: Iterable[Wait], start_ns: int) -> Iterator[SpanEvent]:
@@ -305,7 +306,7 @@ def _held_events(waits: Iterable[Wait], start_ns: int) -> Iterator[SpanEvent]:
     for wait in waits:
         if constraint := wait.get("constraint"):
             attributes = {a.WAIT_REASON: wait.get("reason"), **_constraint(constraint)}
-            yield SpanEvent("cascade.control.held", max(wait["start_ns"], start_ns), _attributes(attributes))
+            yield SpanEvent("cascade.control.held", max(wait["start_ns"], start_ns), attributes_of(attributes))
 
 
 def _constraint(found: ConstraintRef | Decision | None) -> Attributes:
@@ -328,23 +329,3 @@ def _exception_event(exception: ExceptionInfo, time_ns: int) -> SpanEvent:
         a.EXCEPTION_STACKTRACE: exception.get("stacktrace"),
     }
     return SpanEvent("exception", time_ns, {key: value for key, value in attributes.items() if value})
-
-
-def _attributes(attributes: Attributes) -> Attributes:
-    """Return the attributes that are not None, with values of the types of OTLP. Texts are cut to `MAX_VALUE_BYTES`."""
-    return {
-        key: value if type(value) is int or (type(value) is str and len(value) < _SHORT) else _value(value)
-        for key, value in attributes.items()
-        if value is not None
-    }
-
-
-_SHORT = MAX_VALUE_BYTES // 4  # characters; the UTF-8 encoding of a character has at most four bytes
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(truncate(item, MAX_VALUE_BYTES) for item in value)
-    return truncate(value if isinstance(value, str) else json.dumps(value), MAX_VALUE_BYTES)

@@ -146,6 +146,8 @@ def encode_task(payload: Mapping[str, Any]) -> bytes | None:
         parts.append(_unique_int(a.MAP_INDEX, metadata["map_index"]))
     if "label" in metadata:
         parts.append(_unique_text(a.TASK_LABEL, metadata["label"]))
+    if "tags" in metadata:
+        parts.append(_tags(*metadata["tags"]))
     for link in metadata.get("links", ()):
         if "tracestate" in link:
             return None
@@ -155,7 +157,7 @@ def encode_task(payload: Mapping[str, Any]) -> bytes | None:
 
 
 _COMMON_KEYS = frozenset(
-    {"kind", "start_ns", "end_ns", "result", "map_id", "map_index", "label", "function", "links", "link_count"}
+    {"kind", "start_ns", "end_ns", "result", "map_id", "map_index", "label", "tags", "function", "links", "link_count"}
 )
 """Keys of the metadata of most tasks."""
 _MAX_TEXT = MAX_VALUE_BYTES // 4  # characters; a longer text may have to be truncated
@@ -169,6 +171,11 @@ def _common(run_id: str, name: str, result: str, function: str | None, links: in
     attributes |= {a.CODE_FUNCTION_NAME: function, a.TASK_DEPENDENCIES: links}
     found = [_encoded(key, value) for key, value in attributes.items() if value is not None]
     return b"".join([_name_and_kind(name, is_run=False), *found])
+
+
+@lru_cache(maxsize=1024)
+def _tags(*tags: str) -> bytes:
+    return _encoded(a.TASK_TAGS, tags)
 
 
 @lru_cache(maxsize=1024)
