@@ -5,8 +5,8 @@ import functools
 import json
 import typing
 from dataclasses import InitVar, dataclass, field
-from datetime import date
-from pathlib import Path
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, NamedTuple, NewType, Optional
 
 import pytest
@@ -186,7 +186,14 @@ atoms = (
     | st.floats(allow_nan=False)
     | st.text()
     | st.binary(max_size=5)
-    | st.sampled_from([Color.RED, Level.HIGH, Flags.A | Flags.B])
+    | st.sampled_from(
+        [Color.RED, Level.HIGH, Flags.A | Flags.B, Path("a/b"), PurePosixPath("/"), PureWindowsPath("c:")]
+    )
+    | st.dates()
+    | st.times(timezones=st.sampled_from([None, UTC]))
+    | st.datetimes(timezones=st.sampled_from([None, UTC]))
+    | st.decimals(allow_nan=False)
+    | st.uuids()
 )
 
 
@@ -382,6 +389,31 @@ def test_a_literal_that_contains_itself_has_no_json_form() -> None:
 def test_a_container_with_attributes_has_no_json_form(value: Any) -> None:
     with pytest.raises(TypeError, match=r"argument '0' is a (deque|defaultdict) with attributes"):
         cs.to_json(add(value))
+
+
+def test_a_time_of_a_named_zone_has_no_json_form() -> None:
+    class Zone(tzinfo):
+        def utcoffset(self, moment: datetime | None) -> timedelta:
+            return timedelta(hours=1)
+
+        dst = utcoffset
+
+        def tzname(self, moment: datetime | None) -> str:
+            return "mine"
+
+    moment = datetime(2026, 1, 2, tzinfo=Zone())
+    with pytest.raises(TypeError, match="argument '0' is a datetime, which has no JSON form"):
+        cs.to_json(add(moment))
+
+
+@pytest.mark.parametrize(
+    "stored", [{"type": "nonsense", "text": "1"}, {"type": "Decimal", "text": "x"}, {"type": "UUID"}]
+)
+def test_a_stored_text_that_cannot_be_restored_is_refused(stored: Any) -> None:
+    data = graph_to_dict(build_graph(add(1)))
+    data["nodes"][0]["literal_inputs"]["0"] = {"__text": stored}
+    with pytest.raises(ValueError, match="is not a stored text"):
+        graph_from_dict(data)
 
 
 def test_the_repr_of_the_content_of_a_set_is_not_called() -> None:

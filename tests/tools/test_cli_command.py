@@ -1,6 +1,7 @@
 """The command line of a workflow as a program: help, exit codes, signals, stdout and stderr."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,8 @@ if __name__ == "__main__":
     cs.cli(result)()
 '''
 
+LANGUAGES = ("python", "text")
+
 HELP = """\
 Usage: flow.py [OPTIONS]
 
@@ -107,6 +110,19 @@ def test_the_help_fits_a_terminal_of_80_columns(flow: Path) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_the_page_about_the_command_line_has_the_output_of_its_example(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    (code, *_), (shown,) = (re.findall(rf"^```{name}\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for name in LANGUAGES)
+    script = tmp_path / "flow.py"
+    script.write_text(code, encoding="utf-8")
+    calls = re.findall(r"^\$ python flow.py (.*)\n((?:(?!\$).*\n)+)", shown, re.MULTILINE)
+    assert len(calls) == 2
+    for arguments, output in calls:
+        done = run(script, *arguments.split())
+        assert done.returncode == 0
+        assert done.stdout.split() == output.split()
+
+
 def test_only_the_value_is_on_stdout(flow: Path) -> None:
     done = run(flow, "--folder", "a/b", "--color", "blue", "--names", "x", "--names", "y", "--fast", "--limit", "3")
     assert (done.returncode, done.stdout) == (0, f"{Path('a/b')!r} Color.BLUE ['x', 'y'] True 3\n")
@@ -144,7 +160,7 @@ def test_a_usage_error_has_exit_code_2_and_no_traceback(flow: Path, arguments: t
 def test_a_dry_run_prints_the_plan_on_stdout(flow: Path) -> None:
     done = run(flow, "--folder", "a", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "      param: Color, default <Color.RED: 'red'>, color of the output\n" in done.stdout
+    assert "      param: Color, default red, color of the output\n" in done.stdout
     assert done.stdout.splitlines()[-2] == "[7/7] convert (Literals: {})"
 
 

@@ -11,11 +11,15 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time, timezone
+from decimal import Decimal
 from enum import Enum
 from functools import reduce
 from importlib import import_module
 from operator import or_
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, NewType, Union, cast, get_args, get_origin
+from uuid import UUID
 
 from cascade.spec.lazy_types import LazyResult
 from cascade.spec.nested import LAZY
@@ -26,7 +30,22 @@ from cascade.spec.task import Task
 LAZY_REF = "__lazy_ref"
 _TUPLE, _SET, _FROZENSET, _BYTES, _DICT = "__tuple", "__set", "__frozenset", "__bytes", "__dict"
 _DATA, _ENUM, _SUBCLASS, _ROUTER, _INJECT = "__dataclass", "__enum", "__subclass", "__router", "__inject"
-_TAGS = {LAZY_REF, _TUPLE, _SET, _FROZENSET, _BYTES, _DICT, _DATA, _ENUM, _SUBCLASS, _ROUTER, _INJECT}
+_TEXT = "__text"
+_TAGS = {LAZY_REF, _TUPLE, _SET, _FROZENSET, _BYTES, _DICT, _DATA, _ENUM, _SUBCLASS, _ROUTER, _INJECT, _TEXT}
+_TEXTS: dict[str, tuple[type[Any], Callable[[Any], str], Callable[[str], Any]]] = {
+    "Path": (type(Path()), str, Path),
+    "PurePosixPath": (PurePosixPath, str, PurePosixPath),
+    "PureWindowsPath": (PureWindowsPath, str, PureWindowsPath),
+    "datetime": (datetime, datetime.isoformat, datetime.fromisoformat),
+    "date": (date, date.isoformat, date.fromisoformat),
+    "time": (time, time.isoformat, time.fromisoformat),
+    "Decimal": (Decimal, str, Decimal),
+    "UUID": (UUID, str, UUID),
+}
+"""Types whose values are stored as text, by their names: the type, the function that writes the text, and its inverse."""
+_TEXT_NAMES = {kind: name for name, (kind, _, _) in _TEXTS.items()}
+_FIXED_ZONES = (timezone, types.NoneType)
+"""Time zones that a text in ISO 8601 contains completely."""
 _BASES = (list, tuple, dict, set, frozenset, deque)
 _ANY, _NONE, _ELLIPSIS = "Any", "None", "..."
 _FIX = "a stored graph needs objects that are at the top of a module that can be imported"
@@ -113,6 +132,9 @@ class _Encoder:
                 return value
             case bytes():
                 return {_BYTES: base64.b64encode(value).decode()}
+            case _ if type(value) in _TEXT_NAMES and isinstance(getattr(value, "tzinfo", None), _FIXED_ZONES):
+                name = _TEXT_NAMES[type(value)]
+                return {_TEXT: {"type": name, "text": _TEXTS[name][1](value)}}
             case Inject():
                 return {_INJECT: value.resource_name}
             case Router():
@@ -205,6 +227,14 @@ def _decode_dataclass(content: dict[str, Any]) -> Any:
     return value
 
 
+def _decode_text(content: dict[str, Any]) -> Any:
+    try:
+        _, _, read = _TEXTS[content["type"]]
+        return read(content["text"])
+    except (ArithmeticError, LookupError, ValueError) as error:
+        raise ValueError(f"{content!r} is not a stored text: {type(error).__name__}") from error
+
+
 def _construct(content: dict[str, Any], make: Callable[[Any], Any]) -> Any:
     kind = import_object(content)
     try:
@@ -227,6 +257,7 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     _SUBCLASS: _decode_subclass,
     _ROUTER: _decode_router,
     _INJECT: Inject,
+    _TEXT: _decode_text,
 }
 
 

@@ -9,6 +9,7 @@ from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.nested import LAZY
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
 from cascade.telemetry.redact import MASK, is_masked, redact_text
+from cascade.tools._options import text_of
 
 MAX_TEXT = 200
 """Maximum number of characters of a value and of a description."""
@@ -120,10 +121,16 @@ def _cut(text: str) -> str:
 def _input(spec: InputSpec) -> str:
     parts = [type_name(spec.type)] if isinstance(spec, ParamSpec) else []
     if spec.default is not None:
-        parts.append(f"default {MASK if is_masked(spec.name, spec.default) else shown(spec.default)}")
+        parts.append(f"default {MASK if is_masked(spec.name, spec.default) else _default(spec.default)}")
     elif not spec.has_default:
         parts.append("required")
     return ", ".join([*parts, spec.description] if spec.description else parts)
+
+
+def _default(value: Any) -> str:
+    """Return the text of the command line for a value whose repr is longer, such as `Color.RED`; else the repr."""
+    text = None if isinstance(value, (str, list, tuple, set, frozenset)) else text_of(value)
+    return shown(value) if text is None else _cut(text)
 
 
 def type_name(kind: Any) -> str:

@@ -129,11 +129,11 @@ def shown_default(spec: ParamSpec) -> Any:
 
 def default_text(spec: ParamSpec) -> str | None:
     """Return the default of a Param in the form of its option, masked; None if it has no such form."""
-    shown = _text_of(spec.default)
+    shown = text_of(spec.default)
     return MASK if shown is not None and is_masked(spec.name, spec.default) else shown
 
 
-def _text_of(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
     """Return the text that the command line converts to the value; None if there is none."""
     match value:
         case Enum():
@@ -143,7 +143,7 @@ def _text_of(value: Any) -> str | None:
         case date() | time():
             return value.isoformat()
         case list() | tuple() | set() | frozenset():
-            texts = [_text_of(item) for item in value]
+            texts = [text_of(item) for item in value]
             return None if None in texts else ", ".join(map(str, texts))
         case _:
             return None
