@@ -8,11 +8,13 @@ from itertools import takewhile
 from typing import Any
 
 from cascade.graph.model import Node, NodeWithOptions, join_arguments, split_arguments
+from cascade.runtime._failures import continue_after, publish_failure
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import WindowLimiter
+from cascade.runtime._timeouts import execution_type
 from cascade.runtime.control.admission import Permit
 from cascade.runtime.control.limiters import AdmissionKey
 from cascade.runtime.events import (
@@ -26,6 +28,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import add_task_note, is_cancellation
 from cascade.runtime.flow import FlowManager
 from cascade.runtime.resolvers import ArgumentResolver
+from cascade.spec.failure import Failure
 from cascade.spec.lazy_types import LazyResult, options_of
 from cascade.spec.options import CallOptions
 from cascade.spec.signature import require_items
@@ -60,8 +63,13 @@ class MapExecution:
         self._flow = flow
         self._size: int | None = None
         self._done = self._failed = self._cached = 0
+        self._first_error: Exception | None = None
         self._start_ns = self._progress_ns = 0
         self._waits: tuple[Wait, ...] = ()
+
+    @property
+    def has_failed_items(self) -> bool:
+        return self._failed > 0
 
     async def execute(self) -> list[Any]:
         """Run all items and return their values in the order of the lists.
@@ -116,21 +124,40 @@ class MapExecution:
                 await limiter.run()
             finally:
                 del self._limiter  # it refers to this object
+        if (error := self._first_error) is not None:
+            self._first_error = None
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
         return values
 
     async def _run_item(self, index: int, items: "Items", values: list[Any]) -> None:
+        execution: TaskExecution | None = None
         try:
             execution = self._execution_of(index, items.take(index), items.positional)
             values[index] = await execution.execute()
         except asyncio.CancelledError:
             raise
-        except BaseException:  # SystemExit is a failure too
+        except BaseException as error:  # SystemExit is a failure too
             self._failed += 1
-            raise
-        self._done += 1
-        self._cached += not execution.start_ns  # a cached value: the task has not started
-        if self._done < len(items) and self._run.clock.last_ns - self._progress_ns >= PROGRESS_NS:
+            if not self._run.continues_after(error, self._node):
+                raise
+            values[index] = self._continue_after(error, index, execution)
+        else:
+            self._done += 1
+            self._cached += not execution.start_ns  # a cached value: the task has not started
+        ended = self._done + self._failed
+        if ended < len(items) and self._run.clock.last_ns - self._progress_ns >= PROGRESS_NS:
             self._publish_progress()
+
+    def _continue_after(self, error: Exception, index: int, execution: TaskExecution | None) -> Failure:
+        """Record the failure of an item that does not stop the other items, and return its value."""
+        is_allowed = self._node.allow_failure
+        if not is_allowed and self._first_error is None:
+            self._first_error = error
+        node = self._item_without_factory(index) if execution is None else execution.node
+        return continue_after(self._run, error, node, execution, map_index=index, is_allowed=is_allowed)
 
     def _publish_progress(self) -> None:
         self._progress_ns = self._run.clock.last_ns
@@ -158,22 +185,24 @@ class MapExecution:
             self._fail_item(index, error)
             raise
         given = self._run, self._resolver, node, self._planned, self._node.id, index, node.literal_inputs
-        return (
-            TaskExecution(*given) if node.retry_policy is None else RetriedExecution(*given, sleep=self._limiter.sleep)
-        )
+        if node.retry_policy is None and node.timeout is None:
+            return TaskExecution(*given)
+        kind = execution_type(node)
+        return kind(*given, sleep=self._limiter.sleep) if issubclass(kind, RetriedExecution) else kind(*given)
 
     def _fail_item(self, index: int, error: Exception) -> None:
         """Publish the failure of an item whose factory raised an error."""
-        run, factory = self._run, self._node.mapping_factory
-        start_ns, name = run.clock.now_ns(), getattr(factory, "name", type(factory).__name__)
-        description = f"task {name!r}, item {index}"
-        add_task_note(error, description, attempt_start_ns=start_ns, now_ns=start_ns)
-        run.task_failed(error, description)
-        item = {"task_id": item_id(self._node.id, index), "task_name": name}
-        item |= {"map_id": self._node.id, "map_index": index}
-        run.emit(TaskExecutionStarted, start_ns=start_ns, **item)
-        outcome = run.outcome(error, "error")
-        run.emit(TaskExecutionFinished, start_ns=start_ns, end_ns=start_ns, **outcome, **item)
+        node = self._item_without_factory(index)
+        description = f"task {node.name!r}, item {index}"
+        if not self._run.continues_after(error, self._node):
+            self._run.task_failed(error, description)
+        item = {"map_id": self._node.id, "map_index": index}
+        publish_failure(self._run, error, node, description, is_allowed=self._node.allow_failure, **item)
+
+    def _item_without_factory(self, index: int) -> Node:
+        """Return the node of an item whose factory raised an error."""
+        factory = self._node.mapping_factory
+        return Node(item_id(self._node.id, index), getattr(factory, "name", type(factory).__name__))
 
     def _publish_started(self) -> None:
         if (parts := self._run.trace.parts).is_active:

@@ -16,6 +16,7 @@ from cascade.runtime._metadata import (
     decision_of,
     error_of,
     exception_of,
+    failure_of,
     link_to,
     masked_error,
     waits_of,
@@ -109,6 +110,8 @@ def _run_finished(event: RunFinished, run: RunTelemetry) -> UnstampedMessage:
         metadata["control"], metadata["control_count"] = run.control, run.control_count
     if event.later_errors:
         metadata["later_errors"] = [{**exception_of(e.error), "time_ns": e.time_ns} for e in event.later_errors]
+    if event.failed_tasks:
+        metadata["failures"] = [failure_of(failed) for failed in event.failed_tasks]
     count_own(metadata, run)
     status: Any = event.status if event.status in {"Succeeded", "Failed", "Cancelled"} else None
     body = wire.LifecycleEvent("ENGINE_STOPPED", status, (end_ns - start_ns) / 1e6, masked_error(event.error), metadata)

@@ -8,13 +8,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
-from cascade.runtime.events import ErrorInfo, TaskEvent, TaskExecutionFinished, TaskRetrying, TaskSkipped, Wait
+from cascade.runtime.events import (
+    ErrorInfo,
+    FailedTask,
+    TaskEvent,
+    TaskExecutionFinished,
+    TaskRetrying,
+    TaskSkipped,
+    Wait,
+)
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
 from cascade.telemetry import limits
 from cascade.telemetry.identity import RUN, RunTrace, SpanLocation, SpanRef, span_id, wait_id
 from cascade.telemetry.limits import (
     MAX_ERROR_BYTES,
+    MAX_FAILURE_BYTES,
     MAX_STACK_BYTES,
     exception_size,
     shrink_spans,
@@ -167,6 +176,23 @@ def exception_of(error: ErrorInfo) -> m.ExceptionInfo:
         "message": masked(error.message, MAX_ERROR_BYTES),
         "stacktrace": masked(error.stacktrace, MAX_STACK_BYTES),
     }
+
+
+def failure_of(failed: FailedTask) -> m.TaskError:
+    """Return a failure after which the run continued, for the last message of the run."""
+    failure = failed.failure
+    found: m.TaskError = {
+        "task_id": failure.task_id,
+        "task_name": masked_name(failure.task_name),
+        "type": masked_name(failed.error.type),
+        "message": masked(failed.error.message, MAX_FAILURE_BYTES),
+        "time_ns": failed.time_ns,
+    }
+    if failure.map_index is not None:
+        found["map_index"] = failure.map_index
+    if failed.label is not None:
+        found["label"] = failed.label
+    return found
 
 
 def masked_error(error: str | None) -> str | None:

@@ -20,11 +20,13 @@ class RetriedExecution(TaskExecution):
         attempts: The ended attempts; at most `MAX_HISTORY`.
         attempt_count: The number of ended attempts.
         is_in_attempt: False before the first attempt and between two attempts.
+        has_left_place: Whether a function of an earlier attempt still runs in the place of the task.
     """
 
     attempts: tuple[Attempt, ...] = ()
     attempt_count = 0
     is_in_attempt = False
+    has_left_place = False
 
     def __init__(self, *args: Any, sleep: Callable[[float], Awaitable[None]] | None = None) -> None:
         super().__init__(*args)
@@ -67,7 +69,7 @@ class RetriedExecution(TaskExecution):
                 return None
             return checked_seconds("delay_before", self.policy.delay_before(number))
         except Exception as broken:  # noqa: BLE001 - the task raises its own error
-            add_later_error(error, broken, f"the retry policy of {self._describe()}")
+            add_later_error(error, broken, f"the retry policy of {self.describe()}")
             return None
 
     def _publish_retrying(self, error: Exception, delay: float) -> int:
@@ -84,7 +86,8 @@ class RetriedExecution(TaskExecution):
             await self._sleep(delay)
         finally:
             self._add_wait("retry", start_ns)
-        if self.permit is not None and not self.permit.try_acquire():
+        if self.has_left_place or (self.permit is not None and not self.permit.try_acquire()):
+            self.has_left_place = False
             self._release_resources()  # a blocked task holds no resources
             await self._acquire()
             self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)

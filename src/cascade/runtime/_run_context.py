@@ -1,25 +1,27 @@
 """State of one run: id, clock, parameters, bus, executor, results."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import Context
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 from cascade._context_managers import context_manager
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
+from cascade.graph.model import Node
 from cascade.runtime._labels import Labels
 from cascade.runtime._task_cache import RunCaches
 from cascade.runtime.bus import Handler, MessageBus
 from cascade.runtime.control.admission import Admission, Permit
 from cascade.runtime.control.limiters import AdmissionKey
-from cascade.runtime.events import ErrorInfo, Event, LaterError, RunStillStopping
+from cascade.runtime.events import ErrorInfo, Event, FailedTask, LaterError, RunStillStopping
 from cascade.runtime.exceptions import (
     AnyFuture,
+    StillRunning,
+    Tracebacks,
     add_later_error,
     cancellation_text,
     is_by_signal,
@@ -31,20 +33,20 @@ from cascade.runtime.guard import FAULTS
 from cascade.runtime.protocols import Executor, ExecutorSlots, SlotProvider, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import TaskContext, current_task
+from cascade.runtime.task_context import TaskContext
 from cascade.runtime.threads import leave_running
 from cascade.spec.failure import Failure
 from cascade.spec.protocols import StateBackend
-from cascade.telemetry.identity import RunTrace, parse_traceparent, place_run
+from cascade.telemetry.identity import RunTrace
 from cascade.telemetry.limits import MAX_LATER_ERRORS
 from cascade.telemetry.sanitize import error_message, error_text, stack_text
-from cascade.telemetry.trace_budget import Child, PartLimits, caller_in
-from cascade.telemetry.trace_shards import TraceShards
 
 logger = get_logger(__name__)
 
 Clock = Callable[[], int]
 """Returns the time in nanoseconds since the Unix epoch."""
+MAX_INTERRUPTED = 5
+"""Interrupted tasks in the text of a TimeoutError."""
 REPORT_DELAY = 1.0
 """Seconds after which a run that a signal has cancelled reports the tasks that it waits for."""
 
@@ -86,7 +88,13 @@ class RunContext:
         is_cancelled: Whether the run was cancelled from outside.
         timeout: The limit of the run in seconds; None for no limit.
         fail_fast: Whether the failure of a task stops the run.
-        failures: The failed tasks and items after which the run continued.
+        failures: The failures after which the run continued.
+        failed_tasks: The first of them, as data for the last message.
+        first_error: The first error of a task with `fail_fast=False`, which the run raises at its end.
+        interrupted: The first tasks that were running when the run was cancelled.
+        interrupted_count: The number of all such tasks.
+        has_left_function: Whether a function in a thread has outlived its timeout.
+        at_end: Functions that the end of the run calls.
     """
 
     run_id: str
@@ -112,6 +120,13 @@ class RunContext:
     timeout: float | None = None
     fail_fast: bool = True
     failures: list[Failure] = field(default_factory=list)
+    failed_tasks: list[FailedTask] = field(default_factory=list)
+    first_error: Exception | None = None
+    tracebacks: Tracebacks = field(default_factory=Tracebacks)
+    interrupted: list[str] = field(default_factory=list)
+    interrupted_count: int = 0
+    has_left_function: bool = False
+    at_end: set[Callable[[], None]] = field(default_factory=set)
     later_errors: list[LaterError] = field(default_factory=list)
     labels: Labels = field(default_factory=Labels)
     caches: RunCaches = field(default_factory=RunCaches)
@@ -129,7 +144,13 @@ class RunContext:
         self.state = InMemoryStateBackend(self.run_id)
         self.params = {}
         self.resources = {}
-        self.failure = None
+        self.failure = self.first_error = None
+        for release in tuple(self.at_end):
+            release()
+
+    def continues_after(self, error: BaseException, node: Node) -> TypeGuard[Exception]:
+        """Whether the run continues after this error of a node, or of an item of a map."""
+        return (node.allow_failure or not self.fail_fast) and issubclass(type(error), Exception)
 
     def fail(self, error: BaseException) -> str:
         """Record the error that stops the run, and return the reason for the cancellation of the other tasks."""
@@ -153,7 +174,11 @@ class RunContext:
 
     def task_failed(self, error: BaseException, operation: str) -> None:
         """Store the name of the task that stops the run, or add a later error to the first one."""
-        if self.failure is None:
+        if self.is_cancelled and is_cancellation(error):
+            self.interrupted_count += 1
+            if len(self.interrupted) < MAX_INTERRUPTED:
+                self.interrupted.append(operation)
+        elif self.failure is None:
             self._failed_operation = operation
         else:
             self.add_later_error(self.failure, error, operation)
@@ -171,6 +196,14 @@ class RunContext:
         result = result or result_of(error)
         status = "Cancelled" if result == "cancellation" else "Failed"
         return {"status": status, "result": result, **self.error_fields(error)}
+
+    async def leave_running(self, cancelled: StillRunning, name: str) -> None:
+        """Handle a cancelled function that cannot be interrupted. A failed run waits for its end, a cancelled one does not."""
+        self.add_left_running(cancelled.work, name)
+        if self.failure is not None and not self.is_cancelled:
+            ended = asyncio.Event()
+            cancelled.work.add_done_callback(lambda _: self.loop.call_soon_threadsafe(ended.set))
+            await ended.wait()
 
     def add_left_running(self, work: AnyFuture, name: str) -> None:
         """Record a task whose function cannot be interrupted, until the function ends."""
@@ -268,39 +301,6 @@ class RunContext:
         self.tracing = None
 
 
-def place_in_trace(
-    tracing: Tracing | None, run_id: str, target: str, start_ns: int, limits: PartLimits
-) -> tuple[RunTrace, Tracing | None]:
-    """Place a run in a trace. Returns the trace, and the connector if it has placed the run and activates its spans.
-
-    The parent of the run is the task that starts it, or else `TRACEPARENT` of the environment.
-    """
-    task = current_task()
-    parent = (
-        task.current_span if task else parse_traceparent(os.environ.get("TRACEPARENT"), os.environ.get("TRACESTATE"))
-    )
-    trace: RunTrace | None = None
-    if tracing is not None:
-        try:
-            trace = tracing.place_run(run_id, target, start_ns, parent)
-        except FAULTS as error:
-            raise_in_tests(error)
-            logger.exception("%s failed to place the run in a trace; the run continues", type(tracing).__name__)
-        if not isinstance(trace, RunTrace):
-            trace = tracing = None
-    trace = trace or place_run(run_id, parent)
-    return replace(trace, parts=TraceShards(limits, _enclosing(trace, task, limits))), tracing
-
-
-def _enclosing(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:
-    """Return the task or the caller whose trace contains the run, or None if the run has its own trace."""
-    if not trace.parent_span_id:
-        return None
-    if task is not None and task.trace_id == trace.trace_id:
-        return task.child or task.trace.parts.run
-    return caller_in(trace.trace_id, limits)
-
-
 def seconds(start_ns: int, end_ns: int) -> float:
     return (end_ns - start_ns) / 1e9
 
@@ -309,10 +309,10 @@ def error_info(error: BaseException) -> ErrorInfo:
     """Return the exception as data. The stack trace begins at the user's code."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return ErrorInfo(name, error_message(error), stack_text(_without_engine_frames(error)))
+    return ErrorInfo(name, error_message(error), stack_text(without_engine_frames(error)))
 
 
-def _without_engine_frames(error: BaseException) -> BaseException:
+def without_engine_frames(error: BaseException) -> BaseException:
     """Remove the engine's frames from the head of the traceback, without a call of the exception's class."""
     trace = traceback_of(error)
     while trace is not None and any(part in trace.tb_frame.f_code.co_filename for part in _ENGINE_FILES):

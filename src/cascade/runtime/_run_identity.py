@@ -1,10 +1,21 @@
-"""Id and name of a run: checks, and the ids of the runs in progress."""
+"""Id, name and trace of a run: checks, the ids of the runs in progress, and the place of a run in its trace."""
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cascade._context_managers import context_manager
+from cascade._internal_errors import raise_in_tests
+from cascade._loggers import get_logger
+from cascade.runtime.guard import FAULTS
+from cascade.runtime.protocols import Tracing
+from cascade.runtime.task_context import TaskContext, current_task
+from cascade.telemetry.identity import RunTrace, parse_traceparent, place_run
 from cascade.telemetry.topics import checked_level
+from cascade.telemetry.trace_budget import Child, PartLimits, caller_in
+from cascade.telemetry.trace_shards import TraceShards
+
+logger = get_logger(__name__)
 
 _in_progress: dict[str, object] = {}
 if hasattr(os, "register_at_fork"):
@@ -54,3 +65,36 @@ def in_progress(run_id: str, *, is_chosen: bool) -> Iterator[None]:
     finally:
         if _in_progress.get(run_id) is run:
             del _in_progress[run_id]
+
+
+def place_in_trace(
+    tracing: Tracing | None, run_id: str, target: str, start_ns: int, limits: PartLimits
+) -> tuple[RunTrace, Tracing | None]:
+    """Place a run in a trace. Returns the trace, and the connector if it has placed the run and activates its spans.
+
+    The parent of the run is the task that starts it, or else `TRACEPARENT` of the environment.
+    """
+    task = current_task()
+    parent = (
+        task.current_span if task else parse_traceparent(os.environ.get("TRACEPARENT"), os.environ.get("TRACESTATE"))
+    )
+    trace: RunTrace | None = None
+    if tracing is not None:
+        try:
+            trace = tracing.place_run(run_id, target, start_ns, parent)
+        except FAULTS as error:
+            raise_in_tests(error)
+            logger.exception("%s failed to place the run in a trace; the run continues", type(tracing).__name__)
+        if not isinstance(trace, RunTrace):
+            trace = tracing = None
+    trace = trace or place_run(run_id, parent)
+    return replace(trace, parts=TraceShards(limits, _enclosing(trace, task, limits))), tracing
+
+
+def _enclosing(trace: RunTrace, task: TaskContext | None, limits: PartLimits) -> Child | None:
+    """Return the task or the caller whose trace contains the run, or None if the run has its own trace."""
+    if not trace.parent_span_id:
+        return None
+    if task is not None and task.trace_id == trace.trace_id:
+        return task.child or task.trace.parts.run
+    return caller_in(trace.trace_id, limits)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Graph, Node
+from cascade.runtime._failures import continue_after, publish_failure
 from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._plan import PlannedNode, release_plan, set_order
@@ -14,9 +15,10 @@ from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup
+from cascade.runtime._timeouts import execution_type
 from cascade.runtime.events import TaskSkipped
 from cascade.runtime.exceptions import DependencyMissingError, UnknownParamError, add_task_note, suggestion
-from cascade.runtime.flow import PRUNED, FlowManager, Skip, lazy_id
+from cascade.runtime.flow import FAILED, PRUNED, FlowManager, Skip, lazy_id
 from cascade.runtime.protocols import Solver
 from cascade.runtime.resolvers import ArgumentResolver, input_value
 from cascade.runtime.state import InMemoryStateBackend
@@ -57,7 +59,8 @@ class Scheduler:
         self._open_targets.update(targets)
         self._flow = FlowManager(graph, targets)
         self._nodes = self._flow.nodes
-        self._can_skip = self._flow.has_decisions or type(self._run.state) is not InMemoryStateBackend
+        is_standard = type(self._run.state) is InMemoryStateBackend
+        self._can_skip = self._flow.has_decisions or not self._run.fail_fast or not is_standard
         self._resolver = ArgumentResolver(self._nodes, self._run)
         order = set_order(self._nodes, plan)
         if self._flow.selections:
@@ -81,8 +84,14 @@ class Scheduler:
         """Return the value of the target, or the values of several targets in their shape, after the run.
 
         Raises:
+            Exception: With `fail_fast=False`, the first error of a task.
             DependencyMissingError: A target was skipped. It is the first one in the shape.
         """
+        if (error := self._run.first_error) is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
         if self._graph.shape is None:
             return self._target_value(*self._graph.target_ids())
         return substitute(self._graph.shape, lambda lazy: self._target_value(lazy_id(lazy)))
@@ -110,17 +119,49 @@ class Scheduler:
 
     async def _execute(self, planned: PlannedNode) -> None:
         run, node = self._run, planned.node
-        if self._can_skip and (skip := self._skip_of(planned)) is not None:
-            self._skip(planned, skip)
-        elif node.param_spec is not None:
-            self._complete(planned, input_value(node, run.params))
-        elif node.node_type == "map":
-            self._complete(planned, await MapExecution(run, self._resolver, planned, self._flow).execute())
+        skip: Skip | None = None
+        execution: TaskExecution | MapExecution | None = None
+        try:
+            if self._can_skip and (skip := self._skip_of(planned)) is not None:
+                value = None
+            elif node.param_spec is not None:
+                value = input_value(node, run.params)
+            elif node.node_type == "map":
+                execution = MapExecution(run, self._resolver, planned, self._flow)
+                value = await execution.execute()
+            else:
+                if node.timeout is None:
+                    kind = TaskExecution if node.retry_policy is None else RetriedExecution
+                else:
+                    kind = execution_type(node)
+                execution = kind(run, self._resolver, node, planned)
+                value = await execution.execute()
+        except Exception as error:
+            if not run.continues_after(error, node):
+                raise
+            self._continue_after(error, planned, execution)
         else:
-            kind = TaskExecution if node.retry_policy is None else RetriedExecution
-            self._complete(planned, await kind(run, self._resolver, node, planned).execute())
+            self._complete(planned, value) if skip is None else self._skip(planned, skip)
         if self._ready:
             self._group.start()
+
+    def _continue_after(
+        self, error: Exception, planned: PlannedNode, execution: TaskExecution | MapExecution | None
+    ) -> None:
+        """Settle a node whose failure does not stop the run: with a `Failure` as its value, or without a value."""
+        if execution is None and planned.node.param_spec is None:
+            publish_failure(self._run, error, planned.node)
+        is_allowed = planned.node.allow_failure
+        if isinstance(execution, MapExecution) and execution.has_failed_items:  # each item is recorded
+            failure = None
+        else:
+            task = execution if isinstance(execution, TaskExecution) else None
+            failure = continue_after(self._run, error, planned.node, task, is_allowed=is_allowed)
+        if is_allowed:
+            self._complete(planned, failure)
+        else:
+            self._run.state.mark_skipped(planned.id, FAILED)
+            self._settle(planned)
 
     def _complete(self, planned: PlannedNode, value: Any) -> None:
         self._run.state.put_result(planned.id, value)

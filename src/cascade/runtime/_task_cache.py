@@ -11,6 +11,7 @@ from cascade.graph.model import Node
 from cascade.runtime.resolvers import Arguments
 from cascade.runtime.task_context import CURRENT_TASK
 from cascade.spec.caching import NO_CACHE, Cache, CacheError, CacheHit, ResultCache, TaskCall, checked_cache
+from cascade.spec.failure import Failure
 from cascade.spec.protocols import CachePolicy
 
 logger = get_logger(__name__)
@@ -46,9 +47,9 @@ class RunCaches:
         return cls(checked_cache(cache, "run"))
 
     def call_of(self, node: Node, arguments: Arguments, describe: Callable[[], str]) -> "CachedCall | None":
-        """Return the call of a task for its cache; None if the task has no cache."""
+        """Return the call of a task for its cache; None if the task has no cache, or an argument is or contains a `Failure`."""
         cache = self.default if node.cache_policy is None else node.cache_policy
-        if cache is None or cache is NO_CACHE:
+        if cache is None or cache is NO_CACHE or any(map(_has_failure, arguments.inputs.values())):
             return None
         call = TaskCall(node.id, node.name, node.callable_obj, arguments.inputs, node.positional)
         return CachedCall(self, self._result_cache(cache), call, describe)
@@ -118,6 +119,10 @@ class _PolicyCache:
     def store(self, call: TaskCall, value: Any) -> Awaitable[None] | None:
         self._save(call.task_name, call.task_id, call.inputs, value)
         return None
+
+
+def _has_failure(value: Any) -> bool:
+    return type(value) is Failure or (type(value) is list and any(type(item) is Failure for item in value))
 
 
 def _with_name(method: Callable[..., Any]) -> Callable[..., Any]:

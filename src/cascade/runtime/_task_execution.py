@@ -21,7 +21,7 @@ from cascade.runtime.events import (
     TaskSkipped,
     Wait,
 )
-from cascade.runtime.exceptions import StillRunning, add_task_note, append_bounded
+from cascade.runtime.exceptions import StillRunning, add_task_note, append_bounded, is_cancellation
 from cascade.runtime.protocols import Slot
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
 from cascade.runtime.task_context import CURRENT_TASK, TaskContext
@@ -103,6 +103,11 @@ class TaskExecution:
         """The executor's slot that the task holds."""
         return None if self.permit is None else self.permit.slot
 
+    @property
+    def calls(self) -> int:
+        """The number of calls of the function."""
+        return self.attempt or int(self.attempt_start_ns > 0)
+
     def suspended(self) -> AbstractContextManager[None]:
         """Return a context manager that releases the permit while the task waits for a run that it has started."""
         return nullcontext() if self.permit is None else self.permit.suspended()
@@ -159,12 +164,14 @@ class TaskExecution:
             return None
 
     def _report_failure(self, error: BaseException) -> None:
-        run, description = self.run, self._describe()
+        run, description = self.run, self.describe()
         # Several tasks may raise one exception object: the note names the first task.
         if error is not run.failure:
             begin_ns = self.attempt_start_ns or run.start_ns
             add_task_note(error, description, attempt_start_ns=begin_ns, now_ns=run.clock.last_ns)
-        run.task_failed(error, description)
+        is_waiting = not self.start_ns and is_cancellation(error)
+        if not is_waiting and not run.continues_after(error, self.planned.node):
+            run.task_failed(error, description)
 
     async def _wait_for_telemetry(self) -> None:
         start_ns = self._publish_blocked("telemetry")
@@ -211,7 +218,7 @@ class TaskExecution:
     async def _look_up(self) -> Any:
         """Return the value of the cache and publish the skip, or return `MISS`."""
         assert self.arguments is not None  # noqa: S101 - for the type checker: resolved before
-        self.cached = self.run.caches.call_of(self.node, self.arguments, self._describe)
+        self.cached = self.run.caches.call_of(self.node, self.arguments, self.describe)
         if self.cached is None or (value := await self.cached.look_up()) is MISS:
             return MISS
         require_values(value, f"The cache of task '{self.node.name}' returned")
@@ -233,9 +240,7 @@ class TaskExecution:
         try:
             value = await run.executor.execute(self.plan_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
-            run.add_left_running(cancelled.work, self.node.name)
-            if run.failure is not None and not run.is_cancelled:
-                await _end_of(cancelled)
+            await self._leave_running(cancelled)
             raise asyncio.CancelledError from None
         else:
             if (running := asyncio.current_task(run.loop)) is not None and running.cancelling():
@@ -248,7 +253,10 @@ class TaskExecution:
             require_values(value, f"Task '{self.node.name}' returned")
         return value
 
-    def _describe(self) -> str:
+    async def _leave_running(self, cancelled: StillRunning) -> None:
+        await self.run.leave_running(cancelled, self.node.name)
+
+    def describe(self) -> str:
         """Return the name of the task, with the item of the map, the label and the attempt."""
         item = "" if self.map_index is None else f", item {self.map_index}"
         item += "" if self.label is None else f" ({self.label!r})"
@@ -281,6 +289,8 @@ class TaskExecution:
         fields = run.outcome(error, result)
         fields["timestamp"], fields["duration"] = end_ns / 1e9, seconds(self.start_ns, end_ns)
         fields |= self._end_fields(self.start_ns, end_ns)
+        if error is not None and self.planned.node.allow_failure:
+            fields["is_allowed"] = run.continues_after(error, self.planned.node)
         if self.node.retry_policy is not None:
             fields |= self._attempt_fields(end_ns, fields["result"], fields.get("exception"))
         if run.bus.captured:
@@ -329,9 +339,3 @@ class TaskExecution:
 def _name_of(function: Any) -> str:
     """Return the module and the qualified name of a function."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")
-
-
-async def _end_of(cancelled: StillRunning) -> None:
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    cancelled.work.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
-    await ended.wait()

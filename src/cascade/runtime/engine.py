@@ -12,10 +12,11 @@ from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
 from cascade.runtime._connection import connected
 from cascade.runtime._resources import ResourceSetup
-from cascade.runtime._run_context import Clock, RunClock, RunContext, place_in_trace, seconds
-from cascade.runtime._run_identity import checked_name, checked_run_id, in_progress
+from cascade.runtime._run_context import Clock, RunClock, RunContext, seconds
+from cascade.runtime._run_identity import checked_name, checked_run_id, in_progress, place_in_trace
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime._task_cache import RunCaches
+from cascade.runtime._timeouts import within_timeout
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
@@ -225,9 +226,8 @@ class Engine:
         try:
             with creating_objects():
                 await in_thread(prepare) if len(graph.nodes) >= LARGE_GRAPH else prepare()
-            await resources.set_up()
-            await scheduler.run()
-            value = scheduler.value()
+            work = self._work(resources, scheduler)
+            value = await (work if run.timeout is None else within_timeout(run, graph, run.timeout, work))
         except BaseException as error:
             await resources.tear_down(error)
             raise
@@ -235,6 +235,12 @@ class Engine:
             scheduler.close()
         await resources.tear_down(None)
         return value
+
+    @staticmethod
+    async def _work(resources: ResourceSetup, scheduler: Scheduler) -> Any:
+        await resources.set_up()
+        await scheduler.run()
+        return scheduler.value()
 
 
 @overload
@@ -334,7 +340,9 @@ async def _published(run: RunContext, started: dict[str, Any]) -> AsyncIterator[
     finally:
         end_ns, outcome = run.clock.now_ns(), run.outcome(error)
         times = {"duration": seconds(run.start_ns, end_ns), "start_ns": run.start_ns, "end_ns": end_ns}
-        run.emit(RunFinished, later_errors=tuple(run.later_errors), **times, **outcome)
+        failures = {"failures": tuple(run.failures), "failed_tasks": tuple(run.failed_tasks)}
+        run.emit(RunFinished, later_errors=tuple(run.later_errors), **times, **failures, **outcome)
+        run.failures, run.failed_tasks = [], []
         run.report_still_stopping()
         del error  # it refers to this frame
         await run.bus.drain(run.run_id)

@@ -33,6 +33,16 @@ class LaterError:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedTask:
+    """A failed task, or item of a map, after which the run continued. `time_ns` is the time of its end."""
+
+    time_ns: int
+    failure: Failure
+    error: ErrorInfo
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded or was cancelled."""
 
@@ -110,7 +120,13 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """A run has ended. `failures`: the failed tasks and items after which it continued, in the order of their ends."""
+    """A run has ended.
+
+    Attributes:
+        later_errors: The first errors after `error`, such as those of teardowns.
+        failures: The failures after which the run continued, in the order of their ends.
+        failed_tasks: The first of these failures, as data.
+    """
 
     status: str = "Unknown"
     duration: float = 0.0
@@ -121,6 +137,7 @@ class RunFinished(Event):
     result: str = ""
     later_errors: tuple["LaterError", ...] = ()
     failures: tuple[Failure, ...] = field(default=(), compare=False, repr=False)
+    failed_tasks: tuple[FailedTask, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -211,6 +228,8 @@ class TaskExecutionFinished(_TaskEnded):
     `counts`: numbers of ended items, for a map that has started items. `callable_obj`: the called function.
 
     `edges`: the edges to the task; for an item, those to its map.
+
+    `is_allowed`: whether the task failed and has `allow_failure()`.
     """
 
     status: str = "Unknown"
@@ -227,6 +246,7 @@ class TaskExecutionFinished(_TaskEnded):
     edges: Sequence[Edge] = field(default=(), compare=False, repr=False)
     callable_obj: Any = field(default=None, compare=False, repr=False)
     output: Any = field(default=None, compare=False, repr=False)
+    is_allowed: bool = False
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,12 @@ class Tracebacks:
                 del self._first[next(iter(self._first))]
 
 
+def remove_tracebacks(error: BaseException) -> None:
+    """Remove the tracebacks of the exception and of its causes and contexts, which refer to the values of their frames."""
+    for each in _chain_of(error):
+        BaseException.with_traceback(each, None)
+
+
 def _chain_of(error: BaseException) -> Iterable[BaseException]:
     """Return the exception, its causes and contexts, and the exceptions of a group: at most `MAX_HISTORY`."""
     found: dict[int, BaseException] = {}

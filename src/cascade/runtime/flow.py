@@ -10,6 +10,11 @@ from cascade.spec.protocols import StateBackend
 from cascade.spec.routing import Router
 
 PRUNED = "Pruned"
+FAILED = "Failed"
+"""Skip reason in the state of a node that failed without stopping the run."""
+UPSTREAM_FAILED = "UpstreamFailed"
+_WITHOUT_VALUE = frozenset({FAILED, UPSTREAM_FAILED})
+"""Skip reasons of nodes whose dependents are skipped with the reason `UpstreamFailed`."""
 _DATA = EdgeType.DATA
 
 
@@ -209,18 +214,23 @@ def _skip_by(edge: Edge, state: StateBackend) -> Skip | None:
     if edge.edge_type is EdgeType.CONDITION:
         reason = _condition_reason(edge, state)
         return None if reason is None else Skip(reason, source_id)
-    if state.get_skip_reason(source_id) is not None:
-        return Skip("UpstreamSkipped_Data", source_id)
+    if (reason := state.get_skip_reason(source_id)) is not None:
+        return Skip(_because_of(reason, "UpstreamSkipped_Data"), source_id)
     route = None if edge.router is None else chosen_route(edge.router, state.get_result(source_id))
-    if route is not None and state.get_skip_reason(lazy_id(route)) is not None:
-        return Skip("UpstreamSkipped_Route", lazy_id(route))
+    if route is not None and (reason := state.get_skip_reason(lazy_id(route))) is not None:
+        return Skip(_because_of(reason, "UpstreamSkipped_Route"), lazy_id(route))
     return None
+
+
+def _because_of(reason: str, skipped: str) -> str:
+    """Return the skip reason of a node whose source has no value for `reason`. `skipped` applies to a skipped source."""
+    return UPSTREAM_FAILED if reason in _WITHOUT_VALUE else skipped
 
 
 def _condition_reason(edge: Edge, state: StateBackend) -> str | None:
     source = edge.source
-    if state.get_skip_reason(source.id) is not None:
-        return "UpstreamSkipped_Condition"
+    if (reason := state.get_skip_reason(source.id)) is not None:
+        return _because_of(reason, "UpstreamSkipped_Condition")
     if not state.has_result(source.id):
         return "ConditionMissing"
     value = state.get_result(source.id)

@@ -9,6 +9,7 @@ from cascade.graph.model import ArgKind, Edge, EdgeType, Graph, Node, join_argum
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime.exceptions import DependencyMissingError, MissingEnvError, MissingParamError
 from cascade.runtime.flow import chosen_route, lazy_id
+from cascade.spec.failure import Failure
 from cascade.spec.input import EnvSpec
 from cascade.spec.nested import LAZY, require_values, substitute
 from cascade.spec.parameters import injected_names, positional_names, positional_only_defaults
@@ -143,6 +144,12 @@ class ArgumentResolver:
 
     def _routed(self, router: Router, value: Any, node: Node, arg_name: str) -> Any:
         route = chosen_route(router, value)
+        if route is None and type(value) is Failure:
+            raise ValueError(
+                f"Task '{node.name}': no matching route found, because the selector '{value.task_name}' of the router "
+                f"failed with {type(value.error).__name__}. Return a key of the routes for the failure: pass the value of "
+                f"'{value.task_name}' to another task, which is the selector"
+            ) from value.error
         if route is None:
             routes = ", ".join(map(repr, router.routes))
             raise ValueError(

@@ -1,7 +1,7 @@
 """Subscribers of every run: one prints messages on the terminal, the other publishes telemetry to the connector."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,9 @@ logger = get_logger(__name__)
 MAX_NAMES = 5
 """Names in one message."""
 
+MAX_FAILURES_SHOWN = 20
+"""Failures of the tasks of one name in one run that are printed."""
+
 BATCH = 32
 """Largest number of events that are converted together."""
 
@@ -74,6 +77,7 @@ class HumanReadableLogSubscriber:
 
     def __init__(self, event_bus: MessageBus, *, min_level: str = "DEBUG", messages: Messages | None = None) -> None:
         self._own_messages = messages
+        self._failed: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by run, the failures of each task
         level = severity(min_level)
         quiet = self._is_quiet = level > LEVELS["INFO"]
         if level > LEVELS["ERROR"]:
@@ -90,8 +94,8 @@ class HumanReadableLogSubscriber:
         event_bus.subscribe(RunStillStopping, self.on_run_still_stopping)
         event_bus.subscribe(TaskExecutionFinished, self.on_task_finished, failures_only=quiet, of_items=False)
         event_bus.subscribe(TaskExecutionFinished, self.on_task_finished, failures_only=not items, of_items=True)
-        event_bus.subscribe(ResourceSetupFailed, self.on_resource_setup_failed)
-        event_bus.subscribe(ResourceReleased, self.on_resource_released)
+        event_bus.subscribe(ResourceSetupFailed, partial(self.on_resource_error, "resource.setup_failed"))
+        event_bus.subscribe(ResourceReleased, partial(self.on_resource_error, "resource.teardown_failed"))
         if level <= LEVELS["WARNING"]:
             event_bus.subscribe(TaskRetrying, self.on_task_retrying)
             event_bus.subscribe(ControlDecision, self.on_control_decision)
@@ -116,6 +120,9 @@ class HumanReadableLogSubscriber:
 
     def on_run_finished(self, event: RunFinished) -> None:
         values: dict[str, Any] = {"duration": event.duration}
+        failed = sum(self._failed.pop(str(event.run_id), Counter[str]()).values())
+        if event.failures:
+            values["failed"] = failed
         if event.status == "Succeeded":
             self._print(event, "info", "run.finished_success", **values)
         elif event.status == "Cancelled":
@@ -142,7 +149,18 @@ class HumanReadableLogSubscriber:
             self._print(event, _level(event), "task.finished_success", **values)
         elif event.status != "Cancelled" and (event.kind != "map" or event.error is not None):
             # The message about an item has named the failure of its map. A cancelled task is no failure.
-            self._print(event, "error", "task.finished_failure", **values, error=event.error)
+            self._print_failure(event, values | {"error": event.error})
+
+    def _print_failure(self, event: TaskExecutionFinished, values: dict[str, Any]) -> None:
+        """Print a failure, and count it: a map with `allow_failure()` may have 100,000."""
+        failed = self._failed[str(event.run_id)]
+        failed[event.task_name] += 1
+        count = failed[event.task_name]
+        if count <= MAX_FAILURES_SHOWN:
+            level, text = ("warning", "failure_allowed") if event.is_allowed else ("error", "finished_failure")
+            self._print(event, level, f"task.{text}", **values)
+        elif count == MAX_FAILURES_SHOWN + 1:
+            self._print(event, "warning", "task.more_failures", task_name=event.task_name)
 
     def on_task_skipped(self, event: TaskSkipped) -> None:
         self._print(event, _level(event), "task.skipped", **_task_values(event), reason=event.reason)
@@ -167,14 +185,8 @@ class HumanReadableLogSubscriber:
             error=event.error,
         )
 
-    def on_resource_setup_failed(self, event: ResourceSetupFailed) -> None:
-        self._print_error_of_resource("resource.setup_failed", event)
-
-    def on_resource_released(self, event: ResourceReleased) -> None:
-        """Print an error of a teardown. The error of a failed or cancelled run only has a note about it."""
-        self._print_error_of_resource("resource.teardown_failed", event)
-
-    def _print_error_of_resource(self, msg_id: str, event: ResourceEvent) -> None:
+    def on_resource_error(self, msg_id: str, event: ResourceEvent) -> None:
+        """Print the error of a setup or teardown, if any. The error of a run has only a note about a teardown."""
         if event.exception is not None:
             error = f"{event.exception.type.rpartition('.')[2]}: {event.exception.message}"
             self._print(event, "error", msg_id, resource_name=event.resource_name, error=error)

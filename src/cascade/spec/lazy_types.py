@@ -305,8 +305,7 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
         A failure of the map itself, such as lists of different lengths, makes a `Failure` the value of the map. Only an
         `Exception` becomes a `Failure`.
         """
-        self._allow_failure = True
-        allowed: Any = self  # pyright requires the same type argument
+        allowed: Any = self._set("_allow_failure", True)  # pyright requires the same type argument
         return allowed  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Keys of `metadata` in each kind of message, for the encoder, the JSON Schemas and the documentation.
 
-A key without a value is not encoded. Times are nanoseconds since the Unix epoch, ids are lower-case hexadecimal. The metadata
-of a terminal message (`COMPLETED`, `FAILED`, `SKIPPED`, `ENGINE_STOPPED`, `ACQUIRE`, `RELEASE`) has all values of its span.
-Changes within version 1.x are additive, and consumers ignore unknown keys.
+A key without a value is not encoded. Times are nanoseconds since the Unix epoch, ids are lower-case hexadecimal. A terminal
+message (`COMPLETED`, `FAILED`, `SKIPPED`, `ENGINE_STOPPED`, `ACQUIRE`, `RELEASE`) has all values of its span. Changes within
+version 1.x are additive, and consumers ignore unknown keys.
 """
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -47,6 +47,19 @@ class LaterError(ExceptionInfo):
 
     time_ns: Nanoseconds
     """Time of the error."""
+
+
+class TaskError(LaterError):
+    """A failed task, or item of a map, after which the run continued. Its text has at most 500 bytes."""
+
+    task_id: str
+    """Id of the task."""
+    task_name: str
+    """Name of the task."""
+    map_index: NotRequired[Count]
+    """Position of the item in its map, from 0, for an item of a map."""
+    label: NotRequired[NonEmpty]
+    """Label of the call."""
 
 
 class Link(TypedDict):
@@ -225,7 +238,7 @@ class TaskEndedMetadata(TaskMetadata):
     result: Result
     """Result of the task."""
     reason: NotRequired[str]
-    """Reason of a skip: `CacheHit`, `ConditionFalse`, `Pruned` or `UpstreamSkipped…`."""
+    """Reason of a skip: `CacheHit`, `ConditionFalse`, `Pruned`, `UpstreamFailed` or `UpstreamSkipped…`."""
     function: NotRequired[str]
     """Module and qualified name of the function."""
     links: NotRequired[list[Link]]
@@ -297,6 +310,8 @@ class RunEndedMetadata(_RunMetadata):
     """The exception that the run raises."""
     later_errors: NotRequired[list[LaterError]]
     """The first 20 further errors, such as those of teardowns. The run raises its first error."""
+    failures: NotRequired[list[TaskError]]
+    """The first 64 failures after which the run continued."""
     parts: NotRequired[list[ListedPart]]
     """Parts of the run: at most 64 that have ended, and all others."""
     part_count: NotRequired[Count]
@@ -327,9 +342,7 @@ BY_VALUE: dict[str, type[Any]] = {
     "ENGINE_STOPPED": RunEndedMetadata,
     "PENDING": TaskBlockedMetadata,
     "RUNNING": TaskStartedMetadata,
-    "COMPLETED": TaskEndedMetadata,
-    "FAILED": TaskEndedMetadata,
-    "SKIPPED": TaskEndedMetadata,
+    **dict.fromkeys(("COMPLETED", "FAILED", "SKIPPED"), TaskEndedMetadata),
     "ACQUIRE": ResourceMetadata,
     "RELEASE": ResourceMetadata,
 }

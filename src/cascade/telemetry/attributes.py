@@ -94,6 +94,7 @@ class AttributeRow:
 _EVERY, _TASK = "every span", "task, attempt"
 _OF_ITEM = "all spans of an item of a map, including your own below it"
 _PART = "part, its links, its event"
+_FAILED = "`cascade.task.failed` event of a run"
 _CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
@@ -115,7 +116,12 @@ DOCUMENTED = (
     AttributeRow(RUN_INPUTS, "string[]", "run", "names of the Params and Envs"),
     AttributeRow(RUN_PARAMS, "string", "run", "parameters as JSON, if captured"),
     AttributeRow(RUN_TASKS_COMPLETED, "int", "run", "tasks that succeeded, items of maps included"),
-    AttributeRow(RUN_TASKS_FAILED, "int", "run", "tasks that failed"),
+    AttributeRow(
+        RUN_TASKS_FAILED,
+        "int",
+        "run",
+        "tasks that failed; a run that succeeds has some if their failures were allowed",
+    ),
     AttributeRow(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
     AttributeRow(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
     AttributeRow(RUN_TASKS_RETRIED, "int", "run", "retries"),
@@ -135,7 +141,7 @@ DOCUMENTED = (
     AttributeRow(
         TASK_ID, "string", "all spans of a task, including your own below it", "the task's id in the workflow"
     ),
-    AttributeRow(TASK_NAME, "string", "task, attempt, wait", "the task's name"),
+    AttributeRow(TASK_NAME, "string", f"task, attempt, wait, {_FAILED}", "the task's name"),
     AttributeRow(
         TASK_LABEL, "string", "all spans of a task with a label, including your own below it", "the label of the call"
     ),
@@ -207,11 +213,11 @@ DOCUMENTED = (
     AttributeRow(
         ERROR_TYPE,
         "string",
-        "failed run, task, attempt, setup, teardown",
+        f"failed run, task, attempt, setup, teardown, {_FAILED}",
         "type of the exception; `cancellation` for a cancelled run",
     ),
     AttributeRow(EXCEPTION_TYPE, "string", "exception event", "type of the exception"),
-    AttributeRow(EXCEPTION_MESSAGE, "string", "exception event", "its message, with secrets masked"),
+    AttributeRow(EXCEPTION_MESSAGE, "string", f"exception event, {_FAILED}", "its message, with secrets masked"),
     AttributeRow(
         EXCEPTION_STACKTRACE,
         "string",

@@ -19,6 +19,10 @@ MAX_CONTROL_EVENTS = 64
 """Decisions about constraints in the last message and the span of a run: half of the SDK's default limit of events."""
 MAX_LATER_ERRORS = 20
 """Errors after the first one, such as those of teardowns, in the last message and the span of a run."""
+MAX_FAILURES = 64
+"""Failures after which a run continued, in its last message and its span: half of the SDK's default limit of events."""
+MAX_FAILURE_BYTES = 500
+"""Bytes of the text of such a failure. The span of the task has the whole text."""
 MIN_WAIT_NS = 1_000_000
 """Nanoseconds of the shortest wait in a message."""
 MAX_TIME = 1e11
@@ -33,9 +37,9 @@ SMALL_LIST = 16
 # Keys of metadata in the order in which they are removed. Ids, times and states always stay.
 _REMOVED_FROM_MESSAGE = (
     *("arguments", "output", "params", "tasks", "inputs", "links", "attempts", "waits", "control", "later_errors"),
-    *("exception", "parts"),
+    *("failures", "exception", "parts"),
 )
-_REMOVED_FROM_SPAN = ("output", "arguments", "params", "control", "waits", "links")
+_REMOVED_FROM_SPAN = ("output", "arguments", "params", "control", "failures", "waits", "links")
 _LARGE = frozenset(_REMOVED_FROM_MESSAGE)
 """Keys that may make a message too large. Most messages have none of them and are not measured."""
 _LISTS = frozenset({"links", "waits"})
@@ -44,6 +48,7 @@ _CUT = "…"
 _MIN_TEXT_BYTES = 200  # of the message and of the stack trace of an exception
 _LINK_BYTES = 50
 _PART_BYTES = 600  # the link to a part, and the event
+_FAILURE_BYTES = 300  # the id, the name and the label of a failed task
 _EXCEPTION_BYTES = 150  # the event of an exception, with the names of its attributes
 
 
@@ -152,6 +157,7 @@ def spans_size(metadata: Mapping[str, Any], span: int) -> tuple[int, int]:
         size += 2 * span if "constraint" in wait else span
     size += sum(_LINK_BYTES + len(link.get("tracestate", "")) for link in metadata.get("links", ()))
     size += sum(exception_size(error) for error in metadata.get("later_errors", ()))
+    size += sum(_FAILURE_BYTES + exception_size(failure) for failure in metadata.get("failures", ()))
     size += len(metadata.get("parts", ())) * _PART_BYTES
     for key in ("arguments", "output", "params", "control"):
         if key in metadata:

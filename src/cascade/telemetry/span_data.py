@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cascade.spec.metadata import Part
+from cascade.spec.metadata import ExceptionInfo, Part, TaskError
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_VALUE_BYTES, truncate
 from cascade.telemetry.trace_shards import PART_EVENT
@@ -105,3 +105,26 @@ def part_event(part: Part, start_ns: int) -> SpanEvent:
 def _part_attributes(part: Part) -> Attributes:
     attributes = {a.PART_NUMBER: part.get("part"), a.PART_FIRST: part.get("first"), a.PART_LAST: part.get("last")}
     return {key: value for key, value in attributes.items() if value is not None}
+
+
+def exception_event(exception: ExceptionInfo, time_ns: int) -> SpanEvent:
+    attributes = {
+        a.EXCEPTION_TYPE: exception.get("type"),
+        a.EXCEPTION_MESSAGE: exception.get("message"),
+        a.EXCEPTION_STACKTRACE: exception.get("stacktrace"),
+    }
+    return SpanEvent("exception", time_ns, {key: value for key, value in attributes.items() if value})
+
+
+def failure_event(failure: TaskError) -> SpanEvent:
+    """Return the event of a failure after which the run continued."""
+    attributes = {
+        a.TASK_NAME: failure.get("task_name"),
+        a.TASK_ID: failure.get("task_id"),
+        a.TASK_LABEL: failure.get("label"),
+        a.MAP_INDEX: failure.get("map_index"),
+        a.ERROR_TYPE: failure.get("type"),
+        a.EXCEPTION_MESSAGE: failure.get("message"),
+    }
+    values = {key: value for key, value in attributes.items() if value is not None}
+    return SpanEvent("cascade.task.failed", failure.get("time_ns", 0), values)

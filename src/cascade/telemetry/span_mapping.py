@@ -10,7 +10,6 @@ from cascade.spec.metadata import (
     Attempt,
     ConstraintRef,
     Decision,
-    ExceptionInfo,
     Link,
     ResourceMetadata,
     RunEndedMetadata,
@@ -27,6 +26,8 @@ from cascade.telemetry.span_data import (
     SpanEvent,
     SpanLink,
     attributes_of,
+    exception_event,
+    failure_event,
     part_event,
     part_link,
     part_root,
@@ -114,8 +115,9 @@ def _run(payload: Message, body: Message, *, cicd: bool) -> SpanData:
     decisions = tuple(map(_decision_event, metadata.get("control", ())))
     name, own_id, parent_id = _run_name(metadata), payload["span_id"], payload["parent_span_id"]
     run = _span(payload, name, own_id, parent_id, metadata, attributes, body.get("error"), decisions, is_run=True)
-    later = tuple(_exception_event(error, error.get("time_ns", 0)) for error in metadata.get("later_errors", ()))
-    return run._replace(events=(*run.events, *later)) if later else run
+    more = [exception_event(error, error.get("time_ns", 0)) for error in metadata.get("later_errors", ())]
+    more += map(failure_event, metadata.get("failures", ()))
+    return run._replace(events=(*run.events, *more)) if more else run
 
 
 _ATTRIBUTE_OF_KEY = {
@@ -247,7 +249,7 @@ def _span(
         if (kind := error_type(metadata, error, is_run=is_run)) is not None:
             attributes[a.ERROR_TYPE] = kind
         if exception := metadata.get("exception"):
-            events = (*events, _exception_event(exception, end_ns))
+            events = (*events, exception_event(exception, end_ns))
     if "links" in metadata or "parts" in metadata:
         parts = metadata.get("parts", ())
         links = tuple([_link(link, payload) for link in metadata.get("links", ())[: MAX_LINKS - len(parts)]])
@@ -320,12 +322,3 @@ def _error_of(metadata: Attempt | ResourceMetadata) -> str | None:
     if not exception:
         return None
     return f"{str(exception.get('type', '')).rpartition('.')[2]}: {exception.get('message', '')}"
-
-
-def _exception_event(exception: ExceptionInfo, time_ns: int) -> SpanEvent:
-    attributes = {
-        a.EXCEPTION_TYPE: exception.get("type"),
-        a.EXCEPTION_MESSAGE: exception.get("message"),
-        a.EXCEPTION_STACKTRACE: exception.get("stacktrace"),
-    }
-    return SpanEvent("exception", time_ns, {key: value for key, value in attributes.items() if value})

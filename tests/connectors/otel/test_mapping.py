@@ -520,6 +520,46 @@ def test_a_teardown_that_fails_after_its_run_is_an_error_and_an_event_of_the_run
     assert events == [("LookupError", "not there"), ("OSError", "rollback failed")]
 
 
+def test_allowed_failures_are_errors_of_their_spans_and_events_of_a_successful_run(collector: Collector) -> None:
+    def check(x: int) -> int:
+        if x % 2:
+            raise LookupError(f"not {x}")
+        return x
+
+    spans = collector.trace_of(cs.task(check).map(x=range(200)).with_label("row").allow_failure())
+    run, all_items = spans.one("run map(check)"), spans.one("map(check)")
+    assert (run.status, run.attributes["cascade.run.result"]) == ("UNSET", "success")
+    assert run.attributes["cascade.run.tasks.failed"] == 100
+    assert (all_items.status, all_items.attributes["cascade.task.result"]) == ("UNSET", "success")
+    assert Counter(span.status for span in spans if span.name == "check") == {"ERROR": 100, "UNSET": 100}
+    assert [event.name for event in run.events] == ["cascade.task.failed"] * 64
+    failed = {span.attributes["cascade.task.id"] for span in spans if span.status == "ERROR"}
+    for event in run.events:
+        index = event.attributes["cascade.map.index"]
+        assert event.attributes.pop("cascade.task.id") in failed
+        assert event.attributes == {
+            "cascade.task.name": "check",
+            "cascade.task.label": "row",
+            "cascade.map.index": index,
+            "error.type": "LookupError",
+            "exception.message": f"not {index}",
+        }
+
+
+def test_a_run_without_fail_fast_has_an_event_for_each_failure(collector: Collector) -> None:
+    def fail(x: int) -> None:
+        raise LookupError(f"not {x}")
+
+    task = cs.task(fail, threaded=False)
+    collector.receiver.clear()
+    with pytest.raises(LookupError):
+        cs.run(cs.task(str)([task(1), task(2)]), connector=collector.connector(), log_level="OFF", fail_fast=False)
+    run, skipped = collector.receiver.spans.one("run str"), collector.receiver.spans.one("str skipped")
+    assert (run.status, run.attributes["cascade.run.result"]) == ("ERROR", "failure")
+    assert sorted(event.name for event in run.events) == ["cascade.task.failed", "cascade.task.failed", "exception"]
+    assert skipped.attributes["cascade.task.skip.reason"] == "UpstreamFailed"
+
+
 def test_a_failure_is_an_error_with_its_exception(collector: Collector) -> None:
     def fail() -> None:
         raise LookupError("not there")

@@ -77,9 +77,15 @@ class LocalExecutor:
             return await _call(function, args, kwargs)
         slot = await _slots_of(share, held).acquire()
         try:
-            return await _call(function, args, kwargs)
-        finally:
+            value = await _call(function, args, kwargs)
+        except StillRunning as cancelled:
+            cancelled.work.add_done_callback(lambda _: slot.release())
+            raise
+        except BaseException:
             slot.release()
+            raise
+        slot.release()
+        return value
 
     def _open_share(self) -> Share:
         share = self._share

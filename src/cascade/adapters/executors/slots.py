@@ -52,12 +52,22 @@ class SlotPool:
         return Share(self, limit)
 
     def close(self, share: "Share") -> bool:
-        """Close a share. Returns whether it was the last one."""
+        """Close a share. Returns whether it was the last one.
+
+        The functions of a closed share that still run, such as those that exceeded a timeout, do not count any more: they
+        must not block later runs.
+        """
         with self._lock:
+            self._used -= share.used
             share.is_open = False
             self._limits.remove(share.limit)
             self.size = max(DEFAULT_SLOTS, *self._limits, 0)
-            return not self._limits
+            granted = self._grant() if self._waiting else ()
+            is_last = not self._limits
+        for request in granted:
+            if not request.deliver_soon() and request.slot is not None:
+                self.release(request.slot)
+        return is_last
 
     def take(self, slots: "ThreadSlots") -> "ThreadSlot | None":
         with self._lock:
@@ -111,10 +121,14 @@ class SlotPool:
             lender.borrower = slot = ThreadSlot(share, lender)
             return slot
         if share.used < share.limit and (extra or self._used < self.size):
-            share.used += 1
-            self._used += 1
+            self._count(share, 1)
             return ThreadSlot(share)
         return None
+
+    def _count(self, share: "Share", change: int) -> None:
+        share.used += change
+        if share.is_open:
+            self._used += change
 
     def _give_back(self, slot: "ThreadSlot") -> None:
         slot.is_released = True
@@ -122,8 +136,7 @@ class SlotPool:
             return
         lender = slot.lender
         if lender is None:
-            slot.share.used -= 1
-            self._used -= 1
+            self._count(slot.share, -1)
         else:
             lender.borrower = None
             if lender.is_released:

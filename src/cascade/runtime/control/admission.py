@@ -267,6 +267,10 @@ class Permit:
         self.is_held = False
         self.slot: Slot | None = None
 
+    def renewed(self) -> "Permit":
+        """Return another permit for the task, which is not held."""
+        return Permit(self._admission, self._key)
+
     def try_acquire(self) -> bool:
         """Acquire the permit without waiting. Returns False if a limiter blocks the task."""
         grant = self._admission.try_acquire(self._key)
