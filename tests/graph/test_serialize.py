@@ -4,6 +4,7 @@ import enum
 import functools
 import json
 import typing
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,6 +20,7 @@ from cascade.graph.model import Graph
 from cascade.graph.serialize import graph_from_dict, graph_to_dict
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
+from cascade.spec.caching import NO_CACHE
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 
 
@@ -121,6 +123,59 @@ def test_retry_policies_survive_the_round_trip() -> None:
     }
     with pytest.raises(ValueError, match=r"retry_on of task 'add': .*<lambda>"):
         cs.to_json(add(1).with_retry(1, retry_on=lambda error: True))
+
+
+class Cache:
+    """A cache without values."""
+
+    def check(self, task_id: str, inputs: dict[str, Any]) -> Any: ...
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
+
+
+@cs.task(
+    retries=2,
+    retry_on=lambda error: "busy" in str(error),
+    timeout=30,
+    cache=Cache(),
+    constraints={"cpu": 1},
+    label=lambda x: f"<{x}>",
+    tags=["etl"],
+)
+def with_options(x: int) -> int:
+    return x
+
+
+def options_of(target: Any) -> list[Any]:
+    node = (target if isinstance(target, Graph) else build_graph(target)).nodes[0]
+    return [node.retry_policy, node.timeout, node.cache_policy, node.constraints, node.label, node.tags]
+
+
+@pytest.mark.parametrize("make", [lambda: with_options(1), lambda: with_options.map(x=[1])], ids=["call", "map"])
+def test_the_options_of_a_task_survive_the_round_trip(make: Callable[[], Any]) -> None:
+    assert options_of(round_trip(make())) == options_of(make())
+    assert None not in options_of(make())
+    off = make().with_retry(0).with_timeout(None).with_cache(None).with_constraints().with_label(None).with_tags()
+    assert options_of(round_trip(off)) == [None, None, NO_CACHE, None, "", ()]
+    other = make().with_retry(1).with_timeout(5).with_cache(Cache()).with_constraints(gpu=1).with_tags("a", "b")
+    expected = options_of(other)
+    expected[2] = None  # a cache of a call is an object of the process
+    assert options_of(round_trip(other.with_label("two"))) == [*expected[:4], "two", ("a", "b")]
+    assert cs.run(round_trip(make()), log_level="OFF") in (1, [1])
+
+
+def test_the_keys_of_the_options_in_json() -> None:
+    data = json.loads(cs.to_json(with_options(1)))["nodes"][0]
+    assert data["retry_policy"] == {"max_attempts": 2, "delay": 0.0, "backoff": 1.0, "retry_on": "task"}
+    assert (data["timeout"], data["cache_policy"], data["constraints"], data["tags"]) == (
+        30,
+        "task",
+        {"cpu": 1},
+        ["etl"],
+    )
+    assert "label" not in data
+    assert json.loads(cs.to_json(with_options(1).with_cache(None)))["nodes"][0]["cache_policy"] is False
+    plain_keys = json.loads(cs.to_json(add(1)))["nodes"][0].keys()
+    assert plain_keys.isdisjoint({"retry_policy", "timeout", "cache_policy", "constraints", "tags", "label"})
 
 
 def _label_of(graph: Graph, x: int) -> Any:

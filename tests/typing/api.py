@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, assert_type
 
 import cascade as cs
+from cascade.adapters.caching import FileExistenceCache
 from cascade.graph.model import Graph
 from cascade.runtime.engine import Engine
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
@@ -36,6 +37,34 @@ def named(x: int) -> list[int]:
 @cs.task(label=lambda x: f"number {x}")
 def labelled(x: int, *, y: str = "") -> float:
     return x / 2
+
+
+def is_busy(error: Exception) -> bool:
+    return "busy" in str(error)
+
+
+@cs.task(
+    name="fetch",
+    retries=3,
+    retry_delay=1.0,
+    backoff=2.0,
+    max_delay=60,
+    jitter=0.1,
+    retry_on=(ConnectionError, is_busy),
+    timeout=30,
+    cache=FileExistenceCache("out"),
+    constraints={"cpu": 2, "gpu": cs.Param("gpus")},
+    label=lambda x: f"number {x}",
+    tags=["etl"],
+    threaded=True,
+)
+def with_options(x: int, *, y: str = "") -> float:
+    return x / 2
+
+
+@cs.task(retries=3, retry_on=TimeoutError, cache=False, constraints=cs.with_constraints(cpu=1), tags={"a", "b"})
+async def asynchronous_with_options(x: int) -> str:
+    return str(x)
 
 
 @cs.task
@@ -150,6 +179,19 @@ first.map(items=[[1], (2,)])
 first.map(items=[1], label=["a"])  # type: ignore[call-arg]
 
 
+# Options of a task
+assert_type(with_options(1, y="a"), LazyResult[float])
+assert_type(with_options.map(x=[1]), MappedLazyResult[float])
+assert_type(asynchronous_with_options(1), LazyResult[str])
+with_options("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+cs.task(is_busy, retry=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+cs.task(is_busy, retries="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+cs.task(retries="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+cs.task(is_busy, tags="etl")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+cs.task(is_busy, cache="dir")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+cs.task(is_busy, retries=3, retry_on=SystemExit)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
 # A user-defined decorator
 def my_task(function: Callable[P, T]) -> Task[P, T]:
     return cs.task(function)
@@ -176,6 +218,11 @@ assert_type(cs.run(plain(1).allow_failure().with_retry(1)), float | cs.Failure)
 assert_type(cs.run(plain.map(x=[1]).allow_failure()), list[float | cs.Failure])
 plain(named(1).allow_failure())  # type: ignore[arg-type]  # with the plugin for mypy
 plain(1).with_timeout("30")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+assert_type(plain(1).with_tags("a", "b").with_timeout(None).with_cache(None), LazyResult[float])
+assert_type(plain(1).with_retry(3, retry_on=[OSError, is_busy]), LazyResult[float])
+assert_type(plain.map(x=[1]).with_label(None).with_tags(), MappedLazyResult[float])
+plain(1).with_tags(["a"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plain(1).with_retry(3, retry_on=KeyboardInterrupt)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain(1).with_label(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 labelled("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(plain.map(x=[1]).with_constraints(cpu=named(1)), MappedLazyResult[float])

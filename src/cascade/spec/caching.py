@@ -66,6 +66,9 @@ class _NoCache:
     def __repr__(self) -> str:
         return "NO_CACHE"
 
+    def __reduce__(self) -> str:
+        return "NO_CACHE"  # a copy is the same object
+
     def check(self, task_id: str, inputs: dict[str, Any]) -> Any: ...
 
     def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...

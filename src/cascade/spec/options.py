@@ -82,9 +82,9 @@ def call_options(options: Mapping[str, Any]) -> CallOptions | None:
         TypeError: An option is unknown, has the wrong type, or needs another one.
         ValueError: A value is out of its range.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if unknown := given.keys() - _NAMES:
+    if unknown := options.keys() - _NAMES:
         raise TypeError(_unknown_option(min(unknown)))
+    given = {name: value for name, value in options.items() if value is not None}
     found = CallOptions(_retry_policy(given), **{_FIELDS[n]: _CHECKS[n](given[n]) for n in _CHECKS if n in given})
     return None if found == _NONE else found
 

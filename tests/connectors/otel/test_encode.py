@@ -109,6 +109,7 @@ OPTIONAL = {
     "map_id": TEXT,
     "map_index": st.integers(0, 2**40),
     "label": TEXT,
+    "tags": st.lists(TEXT, min_size=1, max_size=3),
     "function": TEXT,
     "links": st.lists(LINKS, max_size=3),
     "link_count": st.integers(1, 1000),
