@@ -18,9 +18,9 @@ from typing_extensions import is_typeddict
 
 from cascade.runtime.control import constraint
 from cascade.runtime.control.constraint import Constraint, Pause
-from cascade.spec import metadata
-from cascade.spec.metadata import Keywords
+from cascade.spec import metadata, value_types
 from cascade.spec.telemetry import ActiveTask, Header, LastError, RetainedRunState
+from cascade.spec.value_types import Keywords
 from cascade.telemetry.limits import MAX_LISTED_TASKS, MAX_TIME
 from cascade.telemetry.schema import FOLDER
 from cascade.telemetry.wire import BODIES, VERSION
@@ -33,11 +33,11 @@ Schema = dict[str, Any]
 
 
 def _plain(kind: str, alias: Any) -> Schema:
-    """Return the schema of an alias of `spec.metadata`, such as `TraceId`: a JSON type with the keywords of the alias."""
+    """Return the schema of an alias of `spec.value_types`, such as `TraceId`: a JSON type with the keywords of the alias."""
     return {"type": kind, **get_args(alias)[1]}
 
 
-_COUNT, _ORDINAL = _plain("integer", metadata.Count), _plain("integer", metadata.Ordinal)
+_COUNT, _ORDINAL = _plain("integer", value_types.Count), _plain("integer", value_types.Ordinal)
 
 
 def schemas() -> dict[str, Schema]:
@@ -65,11 +65,11 @@ _HEADER: dict[str, Schema] = {
     "v": {"type": "string", "pattern": r"^1\.[0-9]+$"},
     "ts": _TIMESTAMP,
     "seq": _COUNT,
-    "trace_id": _plain("string", metadata.TraceId),
-    "span_id": _plain("string", metadata.SpanId),
+    "trace_id": _plain("string", value_types.TraceId),
+    "span_id": _plain("string", value_types.SpanId),
     "parent_span_id": {"type": "string", "pattern": "^([0-9a-f]{16})?$"},
     "trace_flags": {"type": "integer", "minimum": 0, "maximum": 255},
-    "tracestate": _plain("string", metadata.TraceState),
+    "tracestate": _plain("string", value_types.TraceState),
 }
 
 
@@ -252,7 +252,8 @@ def _converted(hint: Any, **details: Any) -> Any:
     return Annotated[found, Field(**details)] if details else found
 
 
-_CLASSES = {node.name: node for node in ast.parse(inspect.getsource(metadata)).body if isinstance(node, ast.ClassDef)}
+_SOURCES = inspect.getsource(value_types) + inspect.getsource(metadata)
+_CLASSES = {node.name: node for node in ast.parse(_SOURCES).body if isinstance(node, ast.ClassDef)}
 
 
 def keys_of(name: str) -> dict[str, str]:

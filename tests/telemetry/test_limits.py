@@ -1,6 +1,6 @@
 from typing import Any
 
-from cascade.spec.metadata import MAX_TRACESTATE
+from cascade.spec.value_types import MAX_TRACESTATE
 from cascade.telemetry.limits import (
     MAX_ERROR_BYTES,
     MAX_MESSAGE_BYTES,

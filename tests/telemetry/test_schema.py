@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.spec import metadata
-from cascade.spec.metadata import MAX_TRACESTATE
+from cascade.spec.value_types import MAX_TRACESTATE
 from cascade.telemetry import schema
 from tests.lab.schemas import closed_validator
 from tests.lab.workflows import recorded

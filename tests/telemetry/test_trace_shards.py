@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.telemetry.trace_budget import Child, Part, PartLimits
+from cascade.telemetry.trace_budget import SPAN_BYTES, Child, Part, PartLimits
 from cascade.telemetry.trace_shards import MAX_LISTED_PARTS, TraceShards, part_limits_from_environment
 
 LIMITS = PartLimits(children=7, spans=60, bytes=40_000)
@@ -197,7 +197,7 @@ def test_a_full_trace_has_no_room_for_spans_of_the_program() -> None:
         count += 1
     assert count > 50
     assert child.part.budget.bytes < LIMITS.max_bytes
-    assert child.allowance()[1] >= 2 * 360, "the child's own span has room"
+    assert child.allowance()[1] >= 2 * SPAN_BYTES, "the child's own span has room"
 
 
 def test_dropped_spans_add_to_the_reservations_of_later_children() -> None:

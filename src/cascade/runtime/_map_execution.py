@@ -186,9 +186,13 @@ class MapExecution:
             raise
         given = self._run, self._resolver, node, self._planned, self._node.id, index, node.literal_inputs
         if node.retry_policy is None and node.timeout is None:
-            return TaskExecution(*given)
-        kind = execution_type(node)
-        return kind(*given, sleep=self._limiter.sleep) if issubclass(kind, RetriedExecution) else kind(*given)
+            execution = TaskExecution(*given)
+        else:
+            kind = execution_type(node)
+            execution = kind(*given, sleep=self._limiter.sleep) if issubclass(kind, RetriedExecution) else kind(*given)
+        if self._run.meter is not None:
+            execution.ready_ns = self._start_ns
+        return execution
 
     def _fail_item(self, index: int, error: Exception) -> None:
         """Publish the failure of an item whose factory raised an error."""

@@ -1,8 +1,9 @@
 """Converts the events of the engine to messages, with one function for each kind of event."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import singledispatch
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from cascade.runtime._metadata import (
     RunTelemetry,
@@ -40,6 +41,7 @@ from cascade.runtime.events import (
 from cascade.runtime.resolvers import hidden_secrets
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
+from cascade.spec.value_types import StarvedThreads
 from cascade.telemetry.identity import RUN, SpanLocation, setup_id, span_id, teardown_id
 from cascade.telemetry.limits import MAX_CONTROL_EVENTS, MAX_LINKS
 from cascade.telemetry.redact import MASK, is_masked, redact_value
@@ -108,6 +110,8 @@ def _run_finished(event: RunFinished, run: RunTelemetry) -> UnstampedMessage:
     add_parts(metadata, RUN, run)
     if run.control:
         metadata["control"], metadata["control_count"] = run.control, run.control_count
+    if event.starved is not None:
+        metadata["starved"] = cast("StarvedThreads", asdict(event.starved))
     if event.later_errors:
         metadata["later_errors"] = [{**exception_of(e.error), "time_ns": e.time_ns} for e in event.later_errors]
     if event.failed_tasks:
@@ -168,6 +172,8 @@ def _task_retrying(event: TaskRetrying, run: RunTelemetry) -> UnstampedMessage:
     _add_task(metadata, event)
     if event.exception is not None:
         metadata["exception"] = exception_of(event.exception)
+    if event.cpu_seconds is not None:
+        metadata["cpu_seconds"] = event.cpu_seconds
     count_attempt(metadata, event, run)
     return _task(event, run, "PENDING", metadata, error=event.error)
 
@@ -189,6 +195,8 @@ def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> Unstamped
         metadata["attempt_count"] = event.attempt_count
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
+    if event.queue_seconds is not None:
+        _add_measures(metadata, event.queue_seconds, event.cpu_seconds)
     if "arguments" in run.capture and event.arguments:
         metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
@@ -198,6 +206,12 @@ def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> Unstamped
         error = error_of(kept)  # shortened, because the trace is full
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error, child)
+
+
+def _add_measures(metadata: m.TaskEndedMetadata, queue_seconds: float, cpu_seconds: float | None) -> None:
+    metadata["queue_seconds"] = queue_seconds
+    if cpu_seconds is not None:
+        metadata["cpu_seconds"] = cpu_seconds
 
 
 def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:

@@ -19,6 +19,8 @@ from cascade.runtime.events import (
 )
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
+from cascade.spec.value_types import ListedPart
+from cascade.spec.value_types import Part as PartInfo
 from cascade.telemetry import limits
 from cascade.telemetry.identity import RUN, RunTrace, SpanLocation, SpanRef, span_id, wait_id
 from cascade.telemetry.limits import (
@@ -161,6 +163,8 @@ def attempts_of(event: TaskExecutionFinished, run: RunTelemetry, child: Child) -
             "end_ns": attempt.end_ns,
             "result": attempt.result,
         }
+        if attempt.cpu_seconds is not None:
+            one["cpu_seconds"] = attempt.cpu_seconds
         if shortened is not _UNCHANGED:
             one["exception"] = shortened
         elif attempt.error is not None:
@@ -268,8 +272,8 @@ def add_parts(metadata: m.TaskEndedMetadata | m.RunEndedMetadata, parent_id: str
             metadata["part_count"] = count
 
 
-def _listed_part(part: Part, run: RunTelemetry) -> m.ListedPart:
-    listed = cast("m.ListedPart", _part(part, run))
+def _listed_part(part: Part, run: RunTelemetry) -> ListedPart:
+    listed = cast("ListedPart", _part(part, run))
     if part.has_ended:
         listed["ended"] = True
     return listed
@@ -285,7 +289,7 @@ def _ended_part(part: Part, run: RunTelemetry) -> m.EndedPart:
     return ended
 
 
-def _part(part: Part, run: RunTelemetry) -> m.Part:
+def _part(part: Part, run: RunTelemetry) -> PartInfo:
     root = run.trace.part_root(part.parent.id, part.number)
     return {
         "part": part.number,

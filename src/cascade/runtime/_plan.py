@@ -141,3 +141,8 @@ def release_plan(nodes: list[PlannedNode]) -> None:
     del nodes[-SLICE:]
     if nodes:
         asyncio.get_running_loop().call_soon(release_plan, nodes)
+
+
+def name_of_function(function: Any) -> str:
+    """Return the module and the qualified name of a function."""
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")

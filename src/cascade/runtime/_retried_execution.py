@@ -76,6 +76,7 @@ class RetriedExecution(TaskExecution):
         """Publish the end of an attempt that a retry follows. Returns the time of the end."""
         end_ns, fields, result = self.run.clock.now_ns(), self.run.error_fields(error), result_of(error)
         self._add_attempt(end_ns, result, fields["exception"])
+        fields["cpu_seconds"] = self._attempt_cpu_seconds()
         fields |= {"attempt": self.attempt, "max_attempts": self.policy.max_attempts, "delay": delay, "result": result}
         self._emit(TaskRetrying, start_ns=self.attempt_start_ns, end_ns=end_ns, **fields)
         return end_ns
@@ -92,9 +93,14 @@ class RetriedExecution(TaskExecution):
             await self._acquire()
             self._emit(TaskExecutionStarted, start_ns=self.run.clock.now_ns(), attempt=self.attempt + 1)
 
+    def _attempt_cpu_seconds(self) -> float | None:
+        usage = self.usage
+        return None if usage is None or usage.cpu_ns is None else usage.cpu_ns / 1e9
+
     def _add_attempt(self, end_ns: int, result: str, exception: ErrorInfo | None) -> None:
         self.is_in_attempt = False
-        attempt = Attempt(self.attempt, self.attempt_start_ns, end_ns, exception, result)
+        cpu_seconds = self._attempt_cpu_seconds()
+        attempt = Attempt(self.attempt, self.attempt_start_ns, end_ns, exception, result, cpu_seconds)
         self.attempts = append_bounded(self.attempts, attempt)
         self.attempt_count += 1
 

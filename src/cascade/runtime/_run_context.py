@@ -13,6 +13,7 @@ from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime._labels import Labels
+from cascade.runtime._meter import Meter
 from cascade.runtime._task_cache import RunCaches
 from cascade.runtime.bus import Handler, MessageBus
 from cascade.runtime.control.admission import Admission, Permit
@@ -95,6 +96,9 @@ class RunContext:
         interrupted_count: The number of all such tasks.
         has_left_function: Whether a function in a thread has outlived its timeout.
         at_end: Functions that the end of the run calls.
+        meter: Measures the calls of all tasks; None if no subscriber uses the measures.
+        slot_meter: Measures the calls of tasks that hold a slot of the executor, such as a thread: `meter`, or a meter of
+            samples; None if no subscriber uses the measures.
     """
 
     run_id: str
@@ -131,6 +135,8 @@ class RunContext:
     labels: Labels = field(default_factory=Labels)
     caches: RunCaches = field(default_factory=RunCaches)
     slots: Callable[[Any], ExecutorSlots | None] = field(init=False)
+    meter: Meter | None = None
+    slot_meter: Meter | None = None
     _keys: dict[tuple[str, ExecutorSlots | None], AdmissionKey] = field(default_factory=dict)
     _failed_operation: str = ""
     _is_signalled: bool = False
@@ -138,6 +144,9 @@ class RunContext:
 
     def __post_init__(self) -> None:
         self.slots = self.executor.slots if isinstance(self.executor, SlotProvider) else lambda _: None
+        if self.bus.measures_threads:
+            self.slot_meter = Meter(of_tasks=self.bus.measures_tasks)
+            self.meter = self.slot_meter if self.bus.measures_tasks else None
 
     def release(self) -> None:
         """Drop the values of a run that has ended: exceptions and background tasks of its tasks may refer to the run."""

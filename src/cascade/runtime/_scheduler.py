@@ -12,7 +12,7 @@ from cascade.runtime._labels import fixed_label
 from cascade.runtime._map_execution import MapExecution, zip_items
 from cascade.runtime._plan import PlannedNode, release_plan, set_order
 from cascade.runtime._retried_execution import RetriedExecution
-from cascade.runtime._run_context import RunContext
+from cascade.runtime._run_context import RunClock, RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime._task_group import TaskGroup
 from cascade.runtime._timeouts import execution_type
@@ -50,6 +50,9 @@ class Scheduler:
         self._can_skip = True
         self._nodes: dict[str, PlannedNode] = {}
         self._order: dict[PlannedNode, int] = {}  # of the nodes of a plan with routers
+        self._times: _ReadyTimes | None = None
+        if run.meter is not None:
+            self._ready = self._times = _ReadyTimes(run.clock)
 
     def prepare(self, solver: Solver) -> None:
         """Plan the run and check its nodes, names and inputs. It may be called in a thread."""
@@ -72,6 +75,8 @@ class Scheduler:
 
     async def run(self) -> None:
         """Run all nodes that the targets need. Afterwards the state has the value of each target, or its skip reason."""
+        if self._times is not None:
+            self._times.begin_ns = self._run.clock.now_ns()
         if not self._open_targets:
             self._group.finish()
         await self._group.run(self)
@@ -135,6 +140,8 @@ class Scheduler:
                 else:
                     kind = execution_type(node)
                 execution = kind(run, self._resolver, node, planned)
+                if self._times is not None:
+                    execution.ready_ns = self._times.pop_time(planned)
                 value = await execution.execute()
         except Exception as error:
             if not run.continues_after(error, node):
@@ -215,7 +222,9 @@ class Scheduler:
             for planned in self._flow.need(chosen):
                 fresh.append(planned)
                 selections.extend((edge, planned) for edge in planned.edges if self._has_chosen(edge))
-        self._ready.extend(planned for planned in sorted(fresh, key=self._order.__getitem__) if not planned.pending)
+        for planned in sorted(fresh, key=self._order.__getitem__):
+            if not planned.pending:
+                self._ready.append(planned)
 
     def _has_chosen(self, edge: Edge) -> bool:
         return edge.router is not None and self._nodes[edge.source.id].is_settled
@@ -253,6 +262,29 @@ class Scheduler:
             return ()
         decider = self._deciders[node_id] = self._deciders.get(nearest, nearest)
         return tuple(i for i in dict.fromkeys((decider, nearest)) if self._nodes[i].node.param_spec is None)
+
+
+class _ReadyTimes(deque[PlannedNode]):
+    """Ready nodes, with the times at which their inputs were available.
+
+    Attributes:
+        begin_ns: The time of the first nodes, which need no other node: the start of the first task.
+    """
+
+    def __init__(self, clock: RunClock) -> None:
+        super().__init__()
+        self.begin_ns = 0
+        self._clock = clock
+        self._times: dict[PlannedNode, int] = {}
+
+    def append(self, planned: PlannedNode) -> None:
+        """Add a node. Its last input has just ended: that is the last event of the run."""
+        self._times[planned] = self._clock.last_ns
+        super().append(planned)
+
+    def pop_time(self, planned: PlannedNode) -> int:
+        """Return the time of a node that starts, and forget it."""
+        return self._times.pop(planned, self.begin_ns)
 
 
 def _check_names(graph: Graph, run: RunContext) -> None:

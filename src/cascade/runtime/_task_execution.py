@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from cascade.graph.model import Node
-from cascade.runtime._plan import PlannedNode
+from cascade.runtime._plan import PlannedNode, name_of_function
 from cascade.runtime._run_context import RunContext, seconds
 from cascade.runtime._task_cache import MISS, CachedCall
 from cascade.runtime.bus import Handler
@@ -24,7 +24,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import StillRunning, add_task_note, append_bounded, is_cancellation
 from cascade.runtime.protocols import Slot
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
-from cascade.runtime.task_context import CURRENT_TASK, TaskContext
+from cascade.runtime.task_context import CURRENT_TASK, CallUsage, TaskContext
 from cascade.spec.nested import ATOMS, require_values
 from cascade.telemetry.trace_budget import Child
 
@@ -44,17 +44,21 @@ class TaskExecution:
         amounts: The amounts of system resources that the task holds.
         cached: The call for the cache of the task; None without a cache, and before the lookup.
         child: The part and the size of the task in its trace; None before the start, and if nothing counts them.
+        ready_ns: The time at which all inputs were available; 0 if nothing measures it.
+        usage: The measures of the current call, and `cpu_ns` the sum of all calls; None if nothing uses them.
     """
 
     label: str | None = None
     marks: dict[str, Any] | None = None
-    start_ns = attempt = attempt_start_ns = 0
+    start_ns = attempt = attempt_start_ns = ready_ns = 0
     arguments: Arguments | None = None
     waits: tuple[Wait, ...] = ()
     permit: Permit | None = None
     amounts: dict[str, float] | None = None
     child: Child | None = None
     cached: CachedCall | None = None
+    usage: CallUsage | None = None
+    cpu_ns: int | None = None
     _task: TaskContext | None = None
 
     def __init__(
@@ -237,6 +241,9 @@ class TaskExecution:
         self.attempt, self.attempt_start_ns, self._task = number, start_ns, None
         token = CURRENT_TASK.set(self)
         span = None if run.tracing is None else run.enter_span(self.task)
+        meter = run.meter if self.permit is None else run.slot_meter
+        if meter is not None:
+            self.usage = meter.begin()
         try:
             value = await run.executor.execute(self.plan_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
@@ -246,6 +253,8 @@ class TaskExecution:
             if (running := asyncio.current_task(run.loop)) is not None and running.cancelling():
                 await asyncio.sleep(0)  # raises a cancellation that the function has requested and not awaited
         finally:
+            if meter is not None:
+                meter.end(self)
             if span is not None:
                 run.leave_span(span)
             CURRENT_TASK.reset(token)
@@ -289,6 +298,8 @@ class TaskExecution:
         fields = run.outcome(error, result)
         fields["timestamp"], fields["duration"] = end_ns / 1e9, seconds(self.start_ns, end_ns)
         fields |= self._end_fields(self.start_ns, end_ns)
+        if run.meter is not None:
+            run.meter.add_fields(fields, self)
         if error is not None and self.planned.node.allow_failure:
             fields["is_allowed"] = run.continues_after(error, self.planned.node)
         if self.node.retry_policy is not None:
@@ -308,7 +319,7 @@ class TaskExecution:
         return {
             "start_ns": start_ns,
             "end_ns": end_ns,
-            "function": _name_of(self.node.callable_obj),
+            "function": name_of_function(self.node.callable_obj),
             "dependencies": self.resolver.dependencies(self.planned) if self.map_id is None else (),
             "waits": self.waits,
         }
@@ -334,8 +345,3 @@ class TaskExecution:
         if self.marks:
             fields |= self.marks
         self.run.publish(event, fields, handlers)
-
-
-def _name_of(function: Any) -> str:
-    """Return the module and the qualified name of a function."""
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}".strip(".")

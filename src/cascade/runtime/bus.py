@@ -32,7 +32,11 @@ class MessageBus:
         backpressure: The combined backpressure of the subscribers: while it is full, no task starts.
         captured: The kinds of values of tasks that subscribers read: some of `arguments`, `results`. Events of tasks have
             arguments and outputs only if it is not empty.
+        measures_threads: Whether a subscriber reads `RunFinished.starved`.
+        measures_tasks: Whether a subscriber reads `cpu_seconds` and `queue_seconds` of tasks.
     """
+
+    measures_threads = measures_tasks = False
 
     def __init__(self) -> None:
         self._subscriptions: dict[type[Event], list[_Subscription]] = defaultdict(list)
@@ -92,6 +96,13 @@ class MessageBus:
     def capture(self, values: frozenset[str]) -> None:
         """Add to `captured`: the events of tasks have arguments and outputs from now on, if `values` is not empty."""
         self.captured |= values
+
+    def measure(self, *, tasks: bool = False) -> None:
+        """Measure the worker threads of the runs that start from now on, for `RunFinished.starved`.
+
+        With `tasks`, the CPU time and the waiting time of each task too.
+        """
+        self.measures_threads, self.measures_tasks = True, self.measures_tasks or tasks
 
     def on_drain(self, drain: Drain) -> None:
         """Register a coroutine function to await at the end of a run, as `drain(run_id)`. It must limit its own time."""

@@ -341,7 +341,9 @@ async def _published(run: RunContext, started: dict[str, Any]) -> AsyncIterator[
         end_ns, outcome = run.clock.now_ns(), run.outcome(error)
         times = {"duration": seconds(run.start_ns, end_ns), "start_ns": run.start_ns, "end_ns": end_ns}
         failures = {"failures": tuple(run.failures), "failed_tasks": tuple(run.failed_tasks)}
-        run.emit(RunFinished, later_errors=tuple(run.later_errors), **times, **failures, **outcome)
+        starved = None if run.slot_meter is None else run.slot_meter.starved(end_ns - run.start_ns)
+        later_errors = tuple(run.later_errors)
+        run.emit(RunFinished, later_errors=later_errors, starved=starved, **times, **failures, **outcome)
         run.failures, run.failed_tasks = [], []
         run.report_still_stopping()
         del error  # it refers to this frame

@@ -44,13 +44,17 @@ class FailedTask:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded or was cancelled."""
+    """One call of a task that has a retry policy; numbered from 1. `error` is None if it succeeded or was cancelled.
+
+    `cpu_seconds` is its CPU time, as in `TaskExecutionFinished`.
+    """
 
     number: int
     start_ns: int
     end_ns: int
     error: ErrorInfo | None = None
     result: str = "success"
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,23 @@ class MapCounts:
     done: int = 0
     failed: int = 0
     cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StarvedThreads:
+    """Worker threads that computed, but waited for the interpreter or for a processor most of the time.
+
+    Attributes:
+        slowdown: The duration of the tasks in relation to their CPU time.
+        threads: The largest number of threads that ran tasks at once.
+        cores: The mean number of processors that the process used meanwhile.
+        max_workers: A number of threads that is sufficient for the same work.
+    """
+
+    slowdown: float
+    threads: int
+    cores: float
+    max_workers: int
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,7 @@ class RunFinished(Event):
         later_errors: The first errors after `error`, such as those of teardowns.
         failures: The failures after which the run continued, in the order of their ends.
         failed_tasks: The first of these failures, as data.
+        starved: None if the threads were not starved, or if no subscriber uses it (`MessageBus.measure`).
     """
 
     status: str = "Unknown"
@@ -138,6 +160,7 @@ class RunFinished(Event):
     later_errors: tuple["LaterError", ...] = ()
     failures: tuple[Failure, ...] = field(default=(), compare=False, repr=False)
     failed_tasks: tuple[FailedTask, ...] = field(default=(), compare=False, repr=False)
+    starved: StarvedThreads | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +253,11 @@ class TaskExecutionFinished(_TaskEnded):
     `edges`: the edges to the task; for an item, those to its map.
 
     `is_allowed`: whether the task failed and has `allow_failure()`.
+
+    `cpu_seconds`: CPU time of the thread while the function ran, in all attempts. None if it is unknown, as for an `async def`,
+    or if no subscriber uses it (`MessageBus.measure`).
+
+    `queue_seconds`: time from the moment when all inputs were available to the first start; None as for `cpu_seconds`.
     """
 
     status: str = "Unknown"
@@ -242,6 +270,8 @@ class TaskExecutionFinished(_TaskEnded):
     max_attempts: int = 0
     counts: MapCounts | None = None
     attempt_count: int = 0
+    cpu_seconds: float | None = None
+    queue_seconds: float | None = None
     arguments: dict[str, Any] | None = field(default=None, compare=False, repr=False)
     edges: Sequence[Edge] = field(default=(), compare=False, repr=False)
     callable_obj: Any = field(default=None, compare=False, repr=False)
@@ -273,6 +303,7 @@ class TaskRetrying(TaskEvent):
     end_ns: int = 0
     exception: ErrorInfo | None = None
     result: str = ""
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)

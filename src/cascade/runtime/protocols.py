@@ -52,7 +52,11 @@ class Solver(Protocol):
 
 
 class Executor(Protocol):
-    """Calls the functions of tasks, in this or another process, with the caller's context variables."""
+    """Calls the functions of tasks, in this or another process, with the caller's context variables.
+
+    If `cascade.runtime.task_context.current_usage` returns an object in `execute`, a subscriber uses the CPU time of the
+    task. The executor may then set its `cpu_ns` before `execute` returns or raises.
+    """
 
     async def execute(self, node: Node, args: list[Any], kwargs: dict[str, Any]) -> Any: ...
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter, defaultdict, deque
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.bus import message_ids
 from cascade.messaging.renderer import LEVELS, severity
+from cascade.runtime._log_values import level_of, task_values
 from cascade.runtime._messages import EVENTS, Converters
 from cascade.runtime._metadata import RunTelemetry, UnstampedMessage
 from cascade.runtime.bus import MessageBus
@@ -99,6 +101,8 @@ class HumanReadableLogSubscriber:
         if level <= LEVELS["WARNING"]:
             event_bus.subscribe(TaskRetrying, self.on_task_retrying)
             event_bus.subscribe(ControlDecision, self.on_control_decision)
+            event_bus.subscribe(RunFinished, self.on_starved)
+            event_bus.measure()
         event_bus.subscribe(RunFinished, self._correlation.forget)
 
     def _print(self, event: Event, level: str, msg_id: str, **values: Any) -> None:
@@ -130,6 +134,11 @@ class HumanReadableLogSubscriber:
         else:
             self._print(event, "error", "run.finished_failure", **values, error=event.error)
 
+    def on_starved(self, event: RunFinished) -> None:
+        """Print that the threads of the run waited for a processor most of the time."""
+        if event.starved is not None:
+            self._print(event, "warning", "run.starved", **asdict(event.starved))
+
     def on_run_still_stopping(self, event: RunStillStopping) -> None:
         counts = Counter(event.work)
         shown = [name if count == 1 else f"{name} ({count})" for name, count in counts.most_common(MAX_NAMES)]
@@ -138,15 +147,15 @@ class HumanReadableLogSubscriber:
 
     def on_task_started(self, event: TaskExecutionStarted) -> None:
         if event.attempt <= 1:  # the message about the retry has announced a later attempt
-            self._print(event, _level(event), "task.started", **_task_values(event))
+            self._print(event, level_of(event), "task.started", **task_values(event))
 
     def on_task_finished(self, event: TaskExecutionFinished) -> None:
         if event.counts is not None and event.map_size and not self._is_quiet:
             self._print_progress(event, event.map_size, event.counts)
-        values = _task_values(event)
+        values = task_values(event)
         values["duration"] = event.duration
         if event.status == "Succeeded":
-            self._print(event, _level(event), "task.finished_success", **values)
+            self._print(event, level_of(event), "task.finished_success", **values)
         elif event.status != "Cancelled" and (event.kind != "map" or event.error is not None):
             # The message about an item has named the failure of its map. A cancelled task is no failure.
             self._print_failure(event, values | {"error": event.error})
@@ -163,7 +172,7 @@ class HumanReadableLogSubscriber:
             self._print(event, "warning", "task.more_failures", task_name=event.task_name)
 
     def on_task_skipped(self, event: TaskSkipped) -> None:
-        self._print(event, _level(event), "task.skipped", **_task_values(event), reason=event.reason)
+        self._print(event, level_of(event), "task.skipped", **task_values(event), reason=event.reason)
 
     def on_map_progressed(self, event: MapProgressed) -> None:
         self._print_progress(event, event.map_size, event.counts)
@@ -178,7 +187,7 @@ class HumanReadableLogSubscriber:
             event,
             "warning",
             "task.retrying",
-            **_task_values(event),
+            **task_values(event),
             attempt=event.attempt,
             max_attempts=event.max_attempts,
             delay=event.delay,
@@ -204,21 +213,6 @@ class HumanReadableLogSubscriber:
         )
 
 
-def _level(event: TaskEvent) -> str:
-    """Return INFO, or DEBUG for the items of a map: a map may have a million items."""
-    return "info" if event.map_id is None else "debug"
-
-
-def _task_values(event: TaskEvent) -> dict[str, Any]:
-    """Return the values that identify a task in a message. A label takes precedence over the index."""
-    found: dict[str, Any] = {"task_name": event.task_name}
-    if event.label is not None:
-        found["label"] = event.label
-    if event.map_index is not None:
-        found["map_index"] = event.map_index
-    return found
-
-
 class TelemetrySubscriber:
     """Converts events to messages and publishes them to a connector, in order.
 
@@ -240,6 +234,7 @@ class TelemetrySubscriber:
         self._queue = PublishQueue(connector, max_bytes=max_bytes)
         self._capture = texts_of(connector, "capture")
         event_bus.capture(self._capture - {"params"})
+        event_bus.measure(tasks=True)
         self._drain_timeout = drain_timeout
         self._bus = event_bus
         self._runs: dict[str, RunTelemetry] = {}

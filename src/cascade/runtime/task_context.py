@@ -58,6 +58,11 @@ class TaskContext:
         """None: a resource, and a task of another process, have no slot here."""
         return
 
+    @property
+    def usage(self) -> None:
+        """None: nothing uses the measures of a resource, or of a task of another process."""
+        return
+
     def suspended(self) -> AbstractContextManager[None]:
         """Return a context manager without effect: a resource, and a task of another process, have no permit here."""
         return nullcontext()
@@ -103,8 +108,27 @@ class TaskContext:
         return self.trace.tracestate_in(self.trace_id)
 
 
+class CallUsage:
+    """Measures of one call of a task's function. The executor sets them before the call ends, as far as it knows them.
+
+    Attributes:
+        cpu_ns: CPU time of the thread or process that ran the function, in nanoseconds.
+        threads: For a call in a worker thread of this process: the number of calls in threads of the executor. 0 otherwise.
+        wall_ns: For a call in a worker thread: the duration of the function, in nanoseconds.
+        ended_ns: For a call in a worker thread: its end, by `time.perf_counter_ns`.
+    """
+
+    cpu_ns: int | None = None
+    threads = wall_ns = ended_ns = 0
+
+
 class Execution(Protocol):
     """Execution of a task. `task` is created on first use, because most tasks do not use it."""
+
+    @property
+    def usage(self) -> CallUsage | None:
+        """Takes the measures of the current call; None if nothing uses them."""
+        ...
 
     @property
     def task(self) -> TaskContext: ...
@@ -133,6 +157,12 @@ def current_slot() -> object | None:
     """Return the executor's slot that the current task holds; None outside of tasks."""
     execution = CURRENT_TASK.get()
     return None if execution is None else execution.held_slot
+
+
+def current_usage() -> CallUsage | None:
+    """Return the object for the measures of the current call; None if nothing uses them, and outside of tasks."""
+    execution = CURRENT_TASK.get()
+    return None if execution is None else execution.usage
 
 
 def context_copier() -> Callable[[], Context]:

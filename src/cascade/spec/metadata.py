@@ -7,22 +7,22 @@ version 1.x are additive, and consumers ignore unknown keys.
 
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-MAX_TRACESTATE = 8_192
-"""Limit of the characters of a tracestate. Longer ones are ignored, as in the OpenTelemetry SDK. W3C requires at least 512."""
+from cascade.spec.value_types import (
+    Count,
+    Keywords,
+    ListedPart,
+    Milliseconds,
+    Nanoseconds,
+    NonEmpty,
+    Ordinal,
+    Part,
+    Seconds,
+    SpanId,
+    StarvedThreads,
+    TraceId,
+    TraceState,
+)
 
-
-class Keywords(dict[str, Any]):
-    """Keywords of JSON Schema for `Annotated`, for constraints that a Python type does not express."""
-
-
-Count = Annotated[int, Keywords(minimum=0)]
-Ordinal = Annotated[int, Keywords(minimum=1)]
-Nanoseconds = Annotated[int, Keywords(minimum=0)]
-Milliseconds = Annotated[float, Keywords(minimum=0)]
-TraceId = Annotated[str, Keywords(pattern="^[0-9a-f]{32}$")]
-SpanId = Annotated[str, Keywords(pattern="^[0-9a-f]{16}$")]
-TraceState = Annotated[str, Keywords(minLength=1, maxLength=MAX_TRACESTATE)]
-NonEmpty = Annotated[str, Keywords(minLength=1)]
 Kind = Annotated[str, Keywords(enum=["task", "map"])]
 Result = Annotated[str, Keywords(enum=["success", "failure", "error", "timeout", "cancellation", "skip"])]
 WaitReason = Annotated[
@@ -114,32 +114,8 @@ class Attempt(TypedDict):
     """Result of the attempt."""
     exception: NotRequired[ExceptionInfo]
     """The exception of a failed attempt."""
-
-
-class Part(TypedDict):
-    """A separate trace with some children of a large run or map."""
-
-    part: Ordinal
-    """Number of the part."""
-    trace_id: TraceId
-    """Trace of the part."""
-    span_id: SpanId
-    """Root span of the part."""
-    first: Count
-    """Smallest number of its children: index of an item, or position of a task in the order of starts, from 0."""
-    last: Count
-    """Largest number of its children."""
-    start_ns: Nanoseconds
-    """Start of the first child."""
-    end_ns: Nanoseconds
-    """End of the last child."""
-
-
-class ListedPart(Part):
-    """A part in the last message of its run or map."""
-
-    ended: NotRequired[Literal[True]]
-    """Present if `ended_parts` of an earlier message contains the part."""
+    cpu_seconds: NotRequired[Seconds]
+    """CPU time of the thread while the function ran. Absent for an `async def`."""
 
 
 class EndedPart(Part):
@@ -215,6 +191,8 @@ class TaskBlockedMetadata(TaskMetadata):
     """For a retry: span of the failed attempt. Absent for an attempt that the trace has no room for."""
     exception: NotRequired[ExceptionInfo]
     """For a retry: exception of the failed attempt."""
+    cpu_seconds: NotRequired[Seconds]
+    """For a retry: CPU time of the failed attempt. Absent for an `async def`."""
 
 
 class TaskStartedMetadata(TaskMetadata):
@@ -257,6 +235,10 @@ class TaskEndedMetadata(TaskMetadata):
     """Number of all attempts, if `attempts` is not complete."""
     max_attempts: NotRequired[Ordinal]
     """Number of retries that the policy allows, with a retry policy."""
+    cpu_seconds: NotRequired[Seconds]
+    """CPU time of the thread while the function ran, in all attempts. Absent for an `async def`."""
+    queue_seconds: NotRequired[Seconds]
+    """Time from the moment when all inputs were available to the start of the task, waits included."""
     arguments: NotRequired[dict[str, Any] | str]
     """Captured arguments by name, or their type if they are too large."""
     output: NotRequired[Any]
@@ -312,6 +294,8 @@ class RunEndedMetadata(_RunMetadata):
     """The first 20 further errors, such as those of teardowns. The run raises its first error."""
     failures: NotRequired[list[TaskError]]
     """The first 64 failures after which the run continued."""
+    starved: NotRequired[StarvedThreads]
+    """Measures of the worker threads, if they waited for a processor most of the time."""
     parts: NotRequired[list[ListedPart]]
     """Parts of the run: at most 64 that have ended, and all others."""
     part_count: NotRequired[Count]

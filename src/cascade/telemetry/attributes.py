@@ -36,6 +36,10 @@ RUN_TASKS_RETRIED = "cascade.run.tasks.retried"
 RUN_TASKS_HELD_BACK = "cascade.run.tasks.held_back"
 RUN_MESSAGES_DROPPED = "cascade.run.messages.dropped"
 RUN_SPANS_LEFT_OUT = "cascade.run.spans.left_out"
+RUN_STARVED_SLOWDOWN = "cascade.run.starved.slowdown"
+RUN_STARVED_THREADS = "cascade.run.starved.threads"
+RUN_STARVED_CORES = "cascade.run.starved.cores"
+RUN_STARVED_MAX_WORKERS = "cascade.run.starved.max_workers"
 
 TASK_ID = "cascade.task.id"
 TASK_NAME = "cascade.task.name"
@@ -50,6 +54,8 @@ TASK_ARGUMENTS = "cascade.task.arguments"
 TASK_OUTPUT = "cascade.task.output"
 TASK_LABEL = "cascade.task.label"
 TASK_TAGS = "cascade.task.tags"
+TASK_CPU_SECONDS = "cascade.task.cpu_seconds"
+TASK_QUEUE_SECONDS = "cascade.task.queue_seconds"
 MAP_INDEX = "cascade.map.index"
 MAP_SIZE = "cascade.map.size"
 PARTS = "cascade.parts"
@@ -95,6 +101,7 @@ _EVERY, _TASK = "every span", "task, attempt"
 _OF_ITEM = "all spans of an item of a map, including your own below it"
 _PART = "part, its links, its event"
 _FAILED = "`cascade.task.failed` event of a run"
+_STARVED = "run whose threads waited for a processor most of the time"
 _CONTROL = "wait, control event of a run or of a blocked task"
 _WORDS = "`success`, `failure`, `error`, `timeout`, `cancellation` or `skip`"
 
@@ -139,6 +146,15 @@ DOCUMENTED = (
         "number of spans of your own that were left out, because their trace had no room; absent if there are none",
     ),
     AttributeRow(
+        RUN_STARVED_SLOWDOWN,
+        "double",
+        _STARVED,
+        "duration of the tasks in threads in relation to their CPU time",
+    ),
+    AttributeRow(RUN_STARVED_THREADS, "int", _STARVED, "largest number of threads that ran tasks at once"),
+    AttributeRow(RUN_STARVED_CORES, "double", _STARVED, "mean number of processors that the process used meanwhile"),
+    AttributeRow(RUN_STARVED_MAX_WORKERS, "int", _STARVED, "a value of `max_workers` that is sufficient"),
+    AttributeRow(
         TASK_ID, "string", "all spans of a task, including your own below it", "the task's id in the workflow"
     ),
     AttributeRow(TASK_NAME, "string", f"task, attempt, wait, {_FAILED}", "the task's name"),
@@ -146,6 +162,20 @@ DOCUMENTED = (
         TASK_LABEL, "string", "all spans of a task with a label, including your own below it", "the label of the call"
     ),
     AttributeRow(TASK_TAGS, "string[]", "task, map", "the tags of the task, with secrets masked"),
+    AttributeRow(
+        TASK_CPU_SECONDS,
+        "double",
+        _TASK,
+        "CPU time of the thread while the function ran, in seconds; for a task, the sum of its attempts. Absent for an "
+        "`async def`, whose steps share the thread with other tasks",
+    ),
+    AttributeRow(
+        TASK_QUEUE_SECONDS,
+        "double",
+        "task",
+        "seconds from the moment when all inputs were available to the first start, all waits included: from the end of the "
+        "last task that it needs, from the start of its map, or from the start of the first task of the run",
+    ),
     AttributeRow(TASK_RESULT, "string", _TASK, _WORDS),
     AttributeRow(
         TASK_CANCELLATION_REASON,

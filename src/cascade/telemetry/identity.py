@@ -28,7 +28,7 @@ from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
-from cascade.spec.metadata import MAX_TRACESTATE
+from cascade.spec.value_types import MAX_TRACESTATE
 from cascade.telemetry.trace_budget import Part
 from cascade.telemetry.trace_shards import TraceShards
 

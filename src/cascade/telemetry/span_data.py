@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cascade.spec.metadata import ExceptionInfo, Part, TaskError
+from cascade.spec.metadata import ExceptionInfo, TaskError
+from cascade.spec.value_types import Part
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_VALUE_BYTES, truncate
 from cascade.telemetry.trace_shards import PART_EVENT

@@ -105,6 +105,7 @@ def _run(payload: Message, body: Message, *, cicd: bool) -> SpanData:
         a.PARTS: _part_count(metadata),
         a.RUN_CONTROL_DECISIONS: metadata.get("control_count"),
         **{f"cascade.run.tasks.{state}": count for state, count in metadata.get("counts", {}).items()},
+        **{f"cascade.run.starved.{key}": value for key, value in metadata.get("starved", {}).items()},
     }
     if cicd:
         attributes |= {
@@ -130,6 +131,8 @@ _ATTRIBUTE_OF_KEY = {
     "output": a.TASK_OUTPUT,
     "map_size": a.MAP_SIZE,
     "function": a.CODE_FUNCTION_NAME,
+    "cpu_seconds": a.TASK_CPU_SECONDS,
+    "queue_seconds": a.TASK_QUEUE_SECONDS,
 }
 """Attributes of a task's span that have the value of a key of the metadata."""
 
@@ -165,6 +168,7 @@ def _attempt(payload: Message, body: Message, attempt: Attempt) -> SpanData:
         **_task_attributes(payload, body),
         a.TASK_ATTEMPT: attempt.get("attempt"),
         a.TASK_RESULT: attempt.get("result"),
+        a.TASK_CPU_SECONDS: attempt.get("cpu_seconds"),
     }
     name = f"{body['task_name']} attempt"
     return _span(payload, name, attempt["span_id"], payload["span_id"], attempt, attributes, _error_of(attempt))

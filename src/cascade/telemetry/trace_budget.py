@@ -22,7 +22,7 @@ PART_SIZE, PART_SPANS = 2_000, 5_000
 """Number of children, and of spans, after which the next child of a run or map starts in a new part. Jaeger draws such traces quickly."""
 PART_BYTES = 2_500_000
 """Bytes of a trace after which the next child starts in a new part: half of the limit of Tempo, which is 5 MB."""
-SPAN_BYTES = 360
+SPAN_BYTES = 440
 """Encoded bytes of a span without the id and name of its task, rounded up."""
 MAX_FACTOR = 1.5
 """Largest size of a trace in relation to its budget. Running children may exceed their reservations up to this size."""

@@ -15,8 +15,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import cascade as cs
 from cascade.connectors.memory import MemoryConnector
-from cascade.connectors.otel.encode import Envelope, encode_span, encode_task, varint
+from cascade.connectors.otel.encode import Envelope, encode_span, encode_task
 from cascade.connectors.otel.live_spans import emit_finished
+from cascade.connectors.otel.protobuf import varint
 from cascade.connectors.otel.provider import tracer_of
 from cascade.telemetry import attributes as a
 from cascade.telemetry.span_data import SpanData, SpanEvent, SpanLink
@@ -113,6 +114,8 @@ OPTIONAL = {
     "function": TEXT,
     "links": st.lists(LINKS, max_size=3),
     "link_count": st.integers(1, 1000),
+    "cpu_seconds": st.floats(0, 1e9),
+    "queue_seconds": st.floats(0, 1e9),
 }
 TASK_IDS = st.one_of(TEXT, st.text("x\N{SNOWMAN}", min_size=400, max_size=2_100))
 

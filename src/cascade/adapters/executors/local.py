@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import threading
+import time
 import weakref
 from operator import index
 from types import FrameType, FunctionType, GeneratorType
@@ -11,9 +12,10 @@ from typing import Any
 from cascade.adapters.executors.slots import Share, ThreadSlot, ThreadSlots
 from cascade.adapters.executors.worker_pool import Call, exit_child, worker_pool
 from cascade.runtime.exceptions import StillRunning
-from cascade.runtime.task_context import current_slot
+from cascade.runtime.task_context import CURRENT_TASK, CallUsage, current_slot, current_usage
 
 _COROUTINE = inspect.CO_COROUTINE
+_now_ns, _thread_cpu_ns = time.perf_counter_ns, time.thread_time_ns
 
 
 class LocalExecutor:
@@ -51,7 +53,11 @@ class LocalExecutor:
             result = await self._in_thread(function, args, kwargs)
         else:
             result = _call_in_loop(function, args, kwargs)
-        return await result if _is_awaitable(result) else result
+        if not _is_awaitable(result):
+            return result
+        if (usage := current_usage()) is not None:
+            usage.cpu_ns = None  # the function has only returned an awaitable
+        return await result
 
     def slots(self, node: Any) -> ThreadSlots | None:
         """Return the slots for a plain function; None for a function that runs in the event loop."""
@@ -72,7 +78,11 @@ class LocalExecutor:
         return type(function) is FunctionType or not _wraps_coroutine_function(function)
 
     async def _in_thread(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        share, held = self._open_share(), current_slot()
+        share, execution = self._open_share(), CURRENT_TASK.get()
+        held, usage = (None, None) if execution is None else (execution.held_slot, execution.usage)
+        if usage is not None:
+            usage.threads = max(1, share.used)  # a borrowed slot does not count
+            function, args, kwargs = _call_measured, [usage, function, args, kwargs], {}
         if isinstance(held, ThreadSlot) and held.share is share:
             return await _call(function, args, kwargs)
         slot = await _slots_of(share, held).acquire()
@@ -135,6 +145,8 @@ def _call_in_loop(function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any
     From Python 3.14 on, asyncio does not continue the event loop in a forked child.
     """
     pool = worker_pool()
+    if (usage := current_usage()) is not None:
+        function, args, kwargs = _call_measured, [usage, function, args, kwargs], {}
     try:
         value = _call_function(function, args, kwargs)
     except BaseException as error:
@@ -171,6 +183,15 @@ def _call_function(function: Any, args: list[Any], kwargs: dict[str, Any]) -> An
     except StopIteration as error:
         # A StopIteration would end the awaiting coroutine as if it had returned (PEP 479).
         raise RuntimeError("The task raised StopIteration") from error
+
+
+def _call_measured(usage: CallUsage, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    start_ns, cpu_ns = _now_ns(), _thread_cpu_ns()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        usage.cpu_ns, usage.ended_ns = _thread_cpu_ns() - cpu_ns, _now_ns()
+        usage.wall_ns = usage.ended_ns - start_ns
 
 
 def _is_awaitable(value: Any) -> bool:

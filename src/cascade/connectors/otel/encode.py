@@ -14,7 +14,7 @@ from typing import Any
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, SpanFlags, Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanContext
 
 from cascade._internal_errors import raise_in_tests
 from cascade.connectors.otel.buffer import QueuedItems
+from cascade.connectors.otel.protobuf import field, key_value, varint
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_VALUE_BYTES
 from cascade.telemetry.span_data import Attributes, SpanData, SpanEvent
@@ -36,60 +37,13 @@ try:
 except PackageNotFoundError:  # the source tree is used without an installation
     VERSION = "0"
 
-# The field functions below rely on two properties of the wire format: the concatenation of two encoded messages is the merged
-# message, and the concatenation of repeated fields is the list of both (protobuf.dev, "Encoding").
-_LENGTH_DELIMITED = 2
-_SEVEN_BITS = 0x7F
-_NEGATIVE = 1 << 64
-
-
-def field(number: int, content: bytes) -> bytes:
-    """Return an encoded field that contains bytes, text or a message. The field number must be below 16."""
-    size = len(content)
-    return _TAGS[number] + (_SMALL[size] if size <= _SEVEN_BITS else varint(size)) + content
-
-
-def varint(number: int) -> bytes:
-    """Return a 64-bit integer as a protobuf varint: seven bits per byte, the lowest first."""
-    if number < 0:
-        number += _NEGATIVE
-    encoded = bytearray()
-    while number > _SEVEN_BITS:
-        encoded.append(number & _SEVEN_BITS | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-_TAGS = tuple(bytes((number << 3 | _LENGTH_DELIMITED,)) for number in range(16))
-_SMALL = tuple(bytes((number,)) for number in range(_SEVEN_BITS + 1))
-
-
-def key_value(key: str, value: Any) -> KeyValue:
-    return KeyValue(key=key, value=any_value(value))
-
-
-def any_value(value: Any) -> AnyValue:
-    """Return the value as a protobuf message. It is a bool, 64-bit int, float or str, or a list or tuple of these."""
-    match value:
-        case bool():
-            return AnyValue(bool_value=value)
-        case int():
-            return AnyValue(int_value=value)
-        case float():
-            return AnyValue(double_value=value)
-        case list() | tuple():
-            return AnyValue(array_value=ArrayValue(values=map(any_value, value)))
-        case _:
-            return AnyValue(string_value=value)
-
-
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _RESOURCE_SPANS, _SCOPE_SPANS, _SPANS = 1, 2, 2  # fields of the messages around a span
 
 _TRACE_ID, _SPAN_ID, _TRACE_STATE, _PARENT_SPAN_ID, _ATTRIBUTES = 1, 2, 3, 4, 9  # of Span
 _KEY, _VALUE, _STRING = 1, 2, 1  # of KeyValue; of AnyValue
 _INT = b"\x18"  # tag of the field for an integer in AnyValue
+_DOUBLE = Struct("<3sd").pack  # the field 2 of KeyValue: an AnyValue of nine bytes with its field 4
 _TIMES = Struct("<cQcQ").pack  # start and end: the 64-bit fields 7 and 8 of Span
 _MAX_CACHED = 256  # characters
 
@@ -148,6 +102,10 @@ def encode_task(payload: Mapping[str, Any]) -> bytes | None:
         parts.append(_unique_text(a.TASK_LABEL, metadata["label"]))
     if "tags" in metadata:
         parts.append(_tags(*metadata["tags"]))
+    if "cpu_seconds" in metadata:
+        parts.append(_unique_float(a.TASK_CPU_SECONDS, metadata["cpu_seconds"]))
+    if "queue_seconds" in metadata:
+        parts.append(_unique_float(a.TASK_QUEUE_SECONDS, metadata["queue_seconds"]))
     for link in metadata.get("links", ()):
         if "tracestate" in link:
             return None
@@ -157,7 +115,22 @@ def encode_task(payload: Mapping[str, Any]) -> bytes | None:
 
 
 _COMMON_KEYS = frozenset(
-    {"kind", "start_ns", "end_ns", "result", "map_id", "map_index", "label", "tags", "function", "links", "link_count"}
+    {
+        *(
+            "kind",
+            "start_ns",
+            "end_ns",
+            "result",
+            "map_id",
+            "map_index",
+            "label",
+            "tags",
+            "function",
+            "links",
+            "link_count",
+        ),
+        *("cpu_seconds", "queue_seconds"),
+    }
 )
 """Keys of the metadata of most tasks."""
 _MAX_TEXT = MAX_VALUE_BYTES // 4  # characters; a longer text may have to be truncated
@@ -211,6 +184,10 @@ def _unique_int(key: str, value: int) -> bytes:
     return field(_ATTRIBUTES, _key(key) + field(_VALUE, _INT + varint(value)))
 
 
+def _unique_float(key: str, value: float) -> bytes:
+    return field(_ATTRIBUTES, _key(key) + _DOUBLE(b"\x12\x09\x21", value))
+
+
 @lru_cache(maxsize=64)
 def _key(key: str) -> bytes:
     return field(_KEY, key.encode())
@@ -220,6 +197,8 @@ _UNIQUE: dict[str, Callable[[str, Any], bytes]] = {
     a.TASK_ID: _unique_text,
     a.MAP_INDEX: _unique_int,
     a.TASK_LABEL: _unique_text,
+    a.TASK_CPU_SECONDS: _unique_float,
+    a.TASK_QUEUE_SECONDS: _unique_float,
     a.CICD_TASK_RUN_ID: _unique_text,
     a.TASK_ARGUMENTS: _encoded,
     a.TASK_OUTPUT: _encoded,

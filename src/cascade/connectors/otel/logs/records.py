@@ -12,7 +12,8 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.trace import get_current_span
 
-from cascade.connectors.otel.encode import SCOPE, VERSION, field, key_value
+from cascade.connectors.otel.encode import SCOPE, VERSION
+from cascade.connectors.otel.protobuf import field, key_value
 from cascade.runtime.log_records import extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
