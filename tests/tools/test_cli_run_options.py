@@ -99,6 +99,13 @@ def test_a_restored_graph_has_a_command_line() -> None:
     assert invoke(restored, "--x", "4").stdout == "4\n"
 
 
+def test_several_targets_have_a_command_line_without_the_docstring_of_one() -> None:
+    targets = {"one": documented(cs.Param("x", 1, int)), "two": [documented(2)]}
+    assert invoke(targets, "--x", "4").stdout == "{'one': 4, 'two': [2]}\n"
+    assert "Return the argument" not in invoke(targets, "--help").stdout
+    assert invoke([], "--log-level", "OFF").stdout == "[]\n"
+
+
 def test_the_connector_gets_the_name_and_the_tags_of_the_run(connector: MemoryConnector) -> None:
     options = [
         "--connector",

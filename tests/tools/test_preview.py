@@ -108,8 +108,34 @@ def test_decisions_amounts_and_options_are_shown(capsys: pytest.CaptureFixture[s
         "      cache: FileExistenceCache",
         "      label: x",
     ]
-    labelled = add(1).with_label(lambda x: f"{x}").with_retry(1)
-    assert plan(labelled, capsys)[1:] == ["      retries: 1", "      label: by a function"]
+
+
+def test_options_of_a_task_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    options: Any = {"timeout": 30, "label": lambda x: x, "tags": ["etl", "token=hunter2X9"], "cache": False}
+    task = cs.task(retries=2, retry_on=(OSError, lambda error: True), **options)(add.func)
+    expected = [
+        "      retries: 2, on OSError, a function",
+        "      timeout: 30 s",
+        "      allow_failure",
+        "      cache: none",
+        "      label: by a function",
+        "      tags: etl, token=***",
+    ]
+    assert plan(task(1).allow_failure(), capsys)[1:] == expected
+    assert plan(task.map(x=[1]).allow_failure(), capsys)[2:] == expected
+    assert plan(task(1).with_label(repr).with_retry(0), capsys)[1:] == [
+        *expected[1:2],
+        expected[3],
+        "      label: by repr",
+        expected[5],
+    ]
+
+
+def test_several_targets_have_one_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    first = add(1)
+    lines = ["[1/2] add (Literals: {'0': 1})", "[2/2] add (Literals: {'y': 2})"]
+    assert plan({"a": first, "b": [add(first, y=2)]}, capsys) == lines
+    assert plan([], capsys) == []
 
 
 class Unprintable:

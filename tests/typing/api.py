@@ -5,6 +5,7 @@ each of them proves that the error is there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, assert_type
 
@@ -81,6 +82,10 @@ def total(
 @cs.task
 def first(items: Sequence[T]) -> T:
     return items[0]
+
+
+class Order(Enum):
+    NAME = "name"
 
 
 class Store:
@@ -287,6 +292,12 @@ takes_a_task(plain)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentT
 assert_type(cs.Param("p"), LazyResult[Any])
 assert_type(cs.Param("p", 5, int), LazyResult[int])
 assert_type(cs.Param("p", type=Path), LazyResult[Path])
+assert_type(cs.Param("p", type=Order), LazyResult[Order])
+assert_type(cs.Param("p", Order.NAME, Order, "order of the lines"), LazyResult[Order])
+assert_type(cs.Param("p", type=list[str]), LazyResult[list[str]])
+assert_type(cs.Param("p", [1], type=list[int]), LazyResult[list[int]])
+assert_type(cs.Param("p", type=Literal["a", "b"]), LazyResult[Any])
+assert_type(cs.Param("p", type=int | None), LazyResult[Any])
 assert_type(cs.Env("E"), LazyResult[str])
 assert_type(cs.Env("E", default=5), LazyResult[str | int])
 
@@ -298,6 +309,8 @@ assert_type(cs.subflow("other.py", "target"), LazyResult[Any])
 assert_type(cs.graph.model.Graph(), Graph)
 assert_type(cs.run(cs.from_json("")), Any)
 assert_type(cs.to_json(plain(1)), str)
+assert_type(cs.visualize([plain(1), some], format="mermaid"), str)
+cs.visualize(plain(1), format="svg")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # Resources and constraints

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cascade.graph.model import Edge, EdgeType, Graph, Node
+from cascade.spec.caching import NO_CACHE
 from cascade.spec.input import EnvSpec, InputSpec, ParamSpec
 from cascade.spec.nested import LAZY
 from cascade.spec.retry import MAX_DELAY, RetryPolicy
@@ -148,9 +149,11 @@ def _options(node: Node) -> Iterator[str]:
     if node.allow_failure:
         yield "allow_failure"
     if node.cache_policy is not None:
-        yield f"cache: {type(node.cache_policy).__name__}"
+        yield f"cache: {'none' if node.cache_policy is NO_CACHE else type(node.cache_policy).__name__}"
     if node.label is not None:
-        yield f"label: {node.label if isinstance(node.label, str) else _maker(node.label)}"
+        yield f"label: {node.label if isinstance(node.label, str) else f'by {_name_of(node.label)}'}"
+    if node.tags:
+        yield f"tags: {', '.join(node.tags)}"
 
 
 def _retries(policy: RetryPolicy) -> str:
@@ -160,12 +163,14 @@ def _retries(policy: RetryPolicy) -> str:
         parts += [f"backoff {policy.backoff:g}"] if policy.backoff != 1 else []
         parts += [f"max_delay {policy.max_delay:g} s"] if policy.max_delay != MAX_DELAY else []
         parts += [f"jitter {policy.jitter:g}"] if policy.jitter else []
+    conditions: Any = policy.retry_on
+    parts += [f"on {', '.join(map(_name_of, conditions))}"] if conditions else []
     return ", ".join(parts)
 
 
-def _maker(function: Any) -> str:
-    name = getattr(function, "__name__", type(function).__name__)
-    return "by a function" if name == "<lambda>" else f"by {name}"
+def _name_of(function: Any) -> str:
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return "a function" if name == "<lambda>" else name
 
 
 def _count(size: int) -> str:

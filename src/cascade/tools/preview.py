@@ -40,7 +40,8 @@ class DryRunConsoleSubscriber:
 def dry_run(target: Any) -> None:
     """Print the plan of a workflow: each node with its literal arguments, then its inputs, decisions and options.
 
-    Secrets are masked, and long values are truncated. The target is that of a run. The function raises the errors that a run raises before its first task, such as those for a cycle or an invalid target.
+    Secrets are masked, and long values are truncated. The target is that of a run. The function raises the errors that a run
+    raises before its first task, such as those for a cycle or an invalid target.
     """
     bus = MessageBus()
     DryRunConsoleSubscriber(bus)
