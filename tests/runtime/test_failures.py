@@ -131,6 +131,13 @@ async def test_a_failure_of_the_map_itself_is_its_value(recorded: RecordedEngine
     assert "mismatched lengths" in str(failure.error)
 
 
+async def test_a_failure_is_no_list_of_a_map(recorded: RecordedEngine) -> None:
+    failing: Any = cs.task(load.func, name="same", threaded=False)(-1).allow_failure()
+    with pytest.raises(TypeError, match=r"map\(load\): 'x' must be a list, but the task 'same' .* failed") as caught:
+        await recorded.run(load.map(x=failing))
+    assert str(caught.value.__cause__) == "negative: -1"
+
+
 async def test_a_failed_condition_is_false(recorded: RecordedEngine) -> None:
     with pytest.raises(cs.DependencyMissingError, match="its condition 'load' was false"):
         await recorded.run(same(1).run_if(load(-1).allow_failure()))

@@ -282,6 +282,10 @@ def _as_list(node: Node, name: str, value: Any, count: int) -> list[Any]:
     if type(value) is list:
         return value
     subject = f"{node.name}: '{name}'"
+    if type(value) is Failure:
+        raise TypeError(
+            f"{subject} must be a list, but the task '{value.task_name}' that makes it failed"
+        ) from value.error
     require_items(value, subject, is_alone=count == 1)
     try:
         return [item for item in value]  # noqa: C416 - list() also calls the length of the value
