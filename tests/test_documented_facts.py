@@ -169,7 +169,7 @@ STATED = {
         {True: '"gRPC was in use at a fork"'}["gRPC was in use at a fork" in grpc._AFTER_FORK],
     ],
     "docs/tracing.md": [
-        f"by default {export_queue.CAPACITY // MIB} MiB, has room for 150,000 of them",
+        f"by default {export_queue.CAPACITY // MIB} MiB, has room for 135,000 of them",
         f"up to {export_queue.BATCH_SIZE:,} spans. Up to {sender.MAX_SENDERS} requests",
         f"within {health.MAX_RESPONSE_TIME:g} s, or within three times",
         f"`hold_timeout` ({health.HOLD_TIMEOUT:g} s)",
