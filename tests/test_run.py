@@ -188,7 +188,7 @@ async def test_a_nested_run_that_ends_after_the_outer_run_names_the_trace(
         ({"CASCADE_CONNECTOR": "otel,kafka"}, {}, r"CASCADE_CONNECTOR='otel,kafka'.*'kafka'.*otel, mqtt, memory"),
         ({"CASCADE_ORG_ID": "a/b"}, {"connector": MemoryConnector()}, "CASCADE_ORG_ID='a/b'"),
         ({}, {"log_format": "xml"}, "log_format='xml'"),
-        ({}, {"log_format": None}, "log_format=None: choose 'human' or 'json'"),
+        ({}, {"log_format": None}, "log_format=None: choose 'human', 'json' or 'logging'"),
         ({}, {"log_level": "LOUD"}, "log_level='LOUD': choose from DEBUG, INFO, WARNING, ERROR, OFF"),
         ({}, {"log_level": None}, "log_level=None: choose from DEBUG, INFO, WARNING, ERROR, OFF"),
         ({}, {"log_level": 20}, "log_level=20: choose from DEBUG, INFO, WARNING, ERROR, OFF"),

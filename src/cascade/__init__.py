@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cascade.runtime.bus import MessageBus
     from cascade.runtime.engine import Engine, override_resource
     from cascade.runtime.exceptions import DependencyMissingError
-    from cascade.runtime.log_records import CorrelationFilter, JsonFormatter
+    from cascade.runtime.log_records import CorrelationFilter, JsonFormatter, get_logger
     from cascade.runtime.protocols import Connector
     from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
     from cascade.runtime.task_context import current_task
@@ -84,6 +84,7 @@ __all__ = [
     "dry_run",
     "from_json",
     "get_current_context",
+    "get_logger",
     "graph",
     "inject",
     "messaging",
@@ -115,7 +116,7 @@ _EXPORTS = {
     "runtime.bus": ("MessageBus",),
     "runtime.engine": ("Engine", "override_resource"),
     "runtime.exceptions": ("DependencyMissingError",),
-    "runtime.log_records": ("CorrelationFilter", "JsonFormatter"),
+    "runtime.log_records": ("CorrelationFilter", "JsonFormatter", "get_logger"),
     "runtime.protocols": ("Connector",),
     "runtime.subscribers": ("HumanReadableLogSubscriber", "TelemetrySubscriber"),
     "runtime.task_context": ("current_task",),

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import cascade as cs
+from cascade.messaging.renderer import IDS
 from cascade.runtime import task_context
-from cascade.runtime.log_records import IDS
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.identity import place_run, span_id
 

@@ -85,7 +85,7 @@ def test_threads_that_compute_in_python_are_starved() -> None:
         ("each has a processor", [1.0] * 8, {"wall": 1.0, "delay": 0.0003, "threads": 8, "times": 3}),
         ("few compete", [0.5] * 2, {"wall": 1.0, "delay": 0.02, "threads": 2, "times": 3}),
         ("only one computes, and the others wait", [1.0, *[0.0001] * 31], {"wall": 1.0, "delay": 0.02, "times": 5}),
-        ("other code of the process computes", [0.01] * 32, {"wall": 1, "delay": 0.2, "other_cpu": 0.7, "times": 5}),
+        ("other code of the process computes", [0.01] * 32, {"wall": 1, "delay": 0.5, "other_cpu": 0.7, "times": 5}),
         ("a call blocks the event loop", [0.001] * 32, {"wall": 0.3, "delay": 2.0, "times": 5}),
         ("the run is short", [0.025] * 32, {"wall": 0.8, "delay": 0.16}),
     ],

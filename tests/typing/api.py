@@ -4,6 +4,7 @@ A comment `type: ignore` is for mypy, `pyright: ignore` for pyright. Both checke
 each of them proves that the error is there.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -323,3 +324,8 @@ cs.resource(lambda: 5)  # type: ignore[arg-type, return-value]  # pyright: ignor
 plain(1).with_constraints(cpu=named(1), memory_gb=0.5)
 plain(1).with_constraints(cpu="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 plain(1).with_cache(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+assert_type(cs.get_logger(), logging.LoggerAdapter[logging.Logger])
+assert_type(cs.get_logger("app"), logging.LoggerAdapter[logging.Logger])
+cs.get_logger(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

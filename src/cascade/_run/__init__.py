@@ -24,7 +24,8 @@ def run(target: Any, options: RunOptions) -> Any:  # noqa: D417 - Args lists the
         system_resources: Capacities of the resources that `with_constraints` requests, by name. Other names are unlimited.
         log_level: The lowest level of the messages that this run prints on stderr: "DEBUG", "INFO", "WARNING", "ERROR"
             or "OFF", in any case. "OFF" prints none. Warnings of the `logging` module are not affected.
-        log_format: "human", or "json" for one JSON object per line. Level and format belong to this run alone.
+        log_format: "human"; "json" for one JSON object per line; or "logging" for records of the logger `cascade` of the
+            `logging` module in place of lines on stderr. Level and format belong to this run alone.
         connector: One or more connectors, which receive the telemetry. None uses those that CASCADE_CONNECTOR names.
         resources: Resources that tasks inject by name.
         max_workers: Maximum number of plain functions of this run that execute at the same time, 1 or more. None is the

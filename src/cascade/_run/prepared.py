@@ -15,7 +15,7 @@ from cascade.connectors.by_name import connectors_from
 from cascade.connectors.fanout import FanoutConnector
 from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
-from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, severity
+from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, LoggingRenderer, severity
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
 from cascade.runtime.events import RunFinished, RunStillStopping
@@ -157,7 +157,7 @@ def refuse_running_loop() -> None:
 
 
 def _messages_of_run(log_level: str, log_format: str, connector: Connector | None) -> Messages:
-    """Return the message bus of one run, with its own renderer, which writes to stderr.
+    """Return the message bus of one run, with its own renderer, which writes to stderr, or to the logger `cascade`.
 
     Lines that a live view of the connector shows are not printed.
 
@@ -171,8 +171,10 @@ def _messages_of_run(log_level: str, log_format: str, connector: Connector | Non
     elif log_format == "human":
         is_displayed = connector.shows if isinstance(connector, Displaying) else None
         messages.set_renderer(CliRenderer(messaging_bus.store, min_level=log_level, is_displayed=is_displayed))
+    elif log_format == "logging":
+        messages.set_renderer(LoggingRenderer(messaging_bus.store, min_level=log_level))
     else:
-        raise ValueError(f"log_format={log_format!r}: choose 'human' or 'json'")
+        raise ValueError(f"log_format={log_format!r}: choose 'human', 'json' or 'logging'")
     return messages
 
 

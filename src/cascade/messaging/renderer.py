@@ -1,6 +1,7 @@
-"""Renderers of messages: lines of text, or lines of JSON."""
+"""Renderers of messages: lines of text, lines of JSON, or records of `logging`."""
 
 import json
+import logging
 import math
 import re
 import sys
@@ -15,6 +16,17 @@ from cascade.telemetry.wire import timestamp
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "OFF": 100}
 """Severity of each level. No message has the level OFF: a renderer with that minimum prints nothing."""
+
+LOGGER = "cascade"
+"""Logger of the messages, and the parent of the loggers of Cascade's warnings."""
+
+IDS = ("run_id", "task_id", "task_name", "trace_id", "span_id")
+"""The attributes of a record that identify its run and its task."""
+
+# Formatters add `message` and `asctime`; Python 3.12 and later add `taskName`.
+_EMPTY = logging.LogRecord("", logging.NOTSET, "", 0, "", (), None)  # not from a factory of the application
+RECORD_FIELDS = frozenset({*vars(_EMPTY), *IDS, "message", "asctime", "taskName"})
+"""The attributes of a record that are not its `extra`."""
 
 _MAX_DEPTH = 20
 _MAX_BITS = 4_000
@@ -76,9 +88,7 @@ class CliRenderer(_LineRenderer):
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
         if self._is_shown(level) and not (level == "info" and self._is_displayed and self._is_displayed(msg_id)):
-            # An exception may have no text: "TimeoutError: ".
-            shown: dict[str, Any] = {n: v if type(v) is float else _masked(v) for n, v in kwargs.items()}
-            self._write(printable(self._store.get(msg_id, **shown)).removesuffix(": "))
+            self._write(_text_of(self._store, msg_id, kwargs))
 
 
 class JsonRenderer(_LineRenderer):
@@ -98,6 +108,43 @@ class JsonRenderer(_LineRenderer):
             line = {"timestamp": now, "level": level.upper(), "event_id": msg_id, **current_ids()}
             line["data"] = redact_value(plain(kwargs))
             self._write(as_json(line))
+
+
+class LoggingRenderer:
+    """Passes each message of a minimum level to the logger `cascade` of the `logging` module.
+
+    The level of the logger applies, too. The text of the record is that of `CliRenderer` without the symbol at its start. The
+    record has the attribute `event_id`, the five ids `IDS`, which are empty if they are unknown, and the values of the message.
+    """
+
+    shows_ids = True
+
+    def __init__(self, store: MessageStore, min_level: str = "INFO") -> None:
+        self._store = store
+        self._min_level = severity(min_level)
+        self._logger = logging.getLogger(LOGGER)
+
+    def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
+        number = LEVELS.get(level.upper(), 0)
+        if number < self._min_level:
+            return
+        try:
+            if self._logger.isEnabledFor(number):
+                values = {n: v for n, v in redact_value(plain(kwargs)).items() if n in IDS or n not in RECORD_FIELDS}
+                extra = {**dict.fromkeys(IDS, ""), **current_ids(), **values, "event_id": msg_id}
+                text = _SYMBOL.sub("", _text_of(self._store, msg_id, kwargs))
+                self._logger.log(number, "%s", text, extra=extra)
+        except Exception as error:  # noqa: BLE001 - a handler or filter of the program must not end the run
+            raise_in_tests(error)
+
+
+_SYMBOL = re.compile(r"^[^\x00-\x7f]*\s+")
+
+
+def _text_of(store: MessageStore, msg_id: str, values: dict[str, Any]) -> str:
+    """Return the text of a message, with secrets masked and control characters escaped."""
+    shown: dict[str, Any] = {n: v if type(v) is float else _masked(v) for n, v in values.items()}
+    return printable(store.get(msg_id, **shown)).removesuffix(": ")  # an exception may have no text: "TimeoutError: "
 
 
 def _masked(value: Any) -> Any:

@@ -40,9 +40,9 @@ def print_result(typer: Any, shown: str | bytes) -> None:
 def print_failure(error: BaseException, *, is_printed: bool, log_format: str) -> None:
     """Print the traceback of the user's code. An error without such code has one line, unless `is_printed`.
 
-    A cancellation has no traceback. A log in JSON that contains the failure gets no other lines.
+    A cancellation has no traceback. A log in JSON or of `logging` that contains the failure gets no other lines.
     """
-    if is_printed and log_format == Format.JSON:
+    if is_printed and log_format != Format.HUMAN:
         return
     trace = None if isinstance(error, asyncio.CancelledError) else _user_traceback(error.__traceback__)
     if trace is not None:

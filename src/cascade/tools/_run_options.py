@@ -24,6 +24,7 @@ class Level(StrEnum):
 class Format(StrEnum):
     HUMAN = "human"
     JSON = "json"
+    LOGGING = "logging"
 
 
 @dataclass(frozen=True)

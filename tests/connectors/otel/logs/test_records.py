@@ -14,6 +14,7 @@ from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.semconv.attributes import code_attributes
 
+import cascade as cs
 from cascade.connectors.otel.logs.records import (
     MAX_BODY_BYTES,
     MAX_EXTRAS,
@@ -25,7 +26,7 @@ from cascade.connectors.otel.logs.records import (
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_STACK_BYTES, MAX_VALUE_BYTES
 from cascade.telemetry.redact import MASK
-from tests.connectors.otel.logs.conftest import RUN, TASK, Line, lines
+from tests.connectors.otel.logs.conftest import RUN, TASK, Line, inside, lines
 
 AROUND = encode_resource({"service.name": "tests", "ports": (1, 2)}, "https://schema")
 
@@ -85,6 +86,27 @@ def test_a_record_has_its_text_location_and_time() -> None:
         "cascade.run.id": RUN, "cascade.task.id": "t", "cascade.task.name": "work",
         "cascade.task.attempt": 2, "cascade.map.index": 0,
     }  # fmt: skip
+
+
+def test_a_record_of_the_logger_of_a_task_has_the_task_in_attributes_only() -> None:
+    made, task = list[logging.LogRecord](), replace(TASK, label="monday")
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            made.append(record)
+
+    kept, logger = Kept(), logging.getLogger("tests.app.of_task")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(kept)
+    with inside(task):
+        cs.get_logger(logger.name).info("%d rows", 3, extra={"rows": 3})
+        cs.get_logger(logger.name).info("own", extra={"label": "mine"})
+    logger.removeHandler(kept)
+    first, second = read(*[encode_record(record, task) for record in made])
+    assert first.body == "3 rows"
+    assert first.attributes["cascade.task.label"] == "monday"
+    assert {name for name in first.attributes if "." not in name} == {"rows"}
+    assert second.attributes["label"] == "mine"
 
 
 def test_a_record_of_a_task_with_a_label_has_the_label() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
+import cascade as cs
 from cascade.connectors.otel.buffer import FlushReport
 from cascade.connectors.otel.logs import chosen_level
 from cascade.connectors.otel.reply import Reply
@@ -244,3 +245,21 @@ def test_logs_are_exported_only_if_they_are_enabled(logs: Any, environ: dict[str
 def test_an_unknown_level_raises_an_error_with_the_choices(logs: Any) -> None:
     with pytest.raises(ValueError, match=r"logs=.*DEBUG, INFO"):
         chosen_level(logs, {})
+
+
+def test_messages_as_records_are_exported_once_and_only_within_a_task(
+    receiver: FaultyReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    @cs.task
+    def inner() -> None:
+        cs.get_logger().info("hello")
+
+    outer = cs.task(lambda: cs.run(inner(), log_format="logging", connector=[]), name="outer")
+    cs.run(outer(), log_format="logging", connector=cs.OtelConnector(receiver.endpoint("http/protobuf"), logs=True))
+    exported = [line for line in lines(receiver.logs) if line.scope.startswith("cascade")]
+    events = [line.attributes["event_id"] for line in exported if line.scope == "cascade"]
+    assert events == [*("run.started", "task.started", "task.finished_success", "run.finished_success")]
+    assert {line.attributes["cascade.task.name"] for line in exported if line.scope == "cascade"} == {"outer"}
+    assert len([record for record in caplog.records if record.name == "cascade"]) > len(events)

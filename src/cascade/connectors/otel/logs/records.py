@@ -14,7 +14,7 @@ from opentelemetry.trace import get_current_span
 
 from cascade.connectors.otel.encode import SCOPE, VERSION
 from cascade.connectors.otel.protobuf import field, key_value
-from cascade.runtime.log_records import extra_of, message_of
+from cascade.runtime.log_records import OF_TASK, extra_of, message_of
 from cascade.runtime.task_context import TaskContext
 from cascade.telemetry import attributes as a
 from cascade.telemetry.limits import MAX_NAME_BYTES, MAX_STACK_BYTES, MAX_VALUE_BYTES, truncate
@@ -62,7 +62,8 @@ def encode_record(record: logging.LogRecord, task: TaskContext) -> bytes:
         Exception: A field of the record has an unexpected type.
     """
     now = time.time_ns()
-    extra, dropped = _extra_attributes(extra_of(record))
+    given = {name: value for name, value in extra_of(record).items() if not _is_of_task(name, value, task)}
+    extra, dropped = _extra_attributes(given)
     varying = LogRecord(
         time_unix_nano=_nanoseconds(record.created, now),
         observed_time_unix_nano=now,
@@ -109,6 +110,11 @@ def _extra_attributes(extra: dict[str, Any]) -> tuple[list[KeyValue], int]:
     simple = {name: value for name, value in extra.items() if _is_simple(name, value)}
     kept = {masked_name(name): _masked(name, value) for name, value in list(simple.items())[:MAX_EXTRAS]}
     return _key_values(kept.items()), len(extra) - len(kept)
+
+
+def _is_of_task(name: str, value: Any, task: TaskContext) -> bool:
+    """Return whether a `TaskLogger` has added the value, which is an attribute of the task."""
+    return name in OF_TASK and type(value) in {int, str} and value == getattr(task, name)
 
 
 def _is_simple(name: str, value: Any) -> bool:
