@@ -27,6 +27,7 @@ SUBJECTS = (
     "both",
     "control",
     "imports",
+    "console",
     "demo",
     "paths",
     OTHER_ENGINES,

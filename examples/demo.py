@@ -1,7 +1,7 @@
-"""Runs the report on the standard library, and shows its trace as received over OTLP.
+"""Runs the report on the standard library with a live view, and shows its trace as received over OTLP.
 
-The spans go to OTEL_EXPORTER_OTLP_ENDPOINT if it is set, else to a receiver in this process. If CASCADE_MQTT_URL is set, the
-run is also published on that broker, and control messages can pause it.
+The spans go to a receiver in this process. If OTEL_EXPORTER_OTLP_ENDPOINT is set, they go there, and the tree is that of the
+console. If CASCADE_MQTT_URL is set, the run is also published on that broker, and control messages can pause it.
 """
 
 import os
@@ -15,10 +15,10 @@ from cascade.testing import MemoryConnector, OtlpReceiver, render_trace
 
 def main() -> None:
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        trace_id = run(OtelConnector())
+        trace_id = run(OtelConnector(), cs.ConsoleConnector())
     else:
         with OtlpReceiver() as receiver:
-            trace_id = run(OtelConnector(receiver.http_endpoint))
+            trace_id = run(OtelConnector(receiver.http_endpoint), cs.ConsoleConnector(tree=False))
             spans = receiver.wait_for(lambda spans: any(span.name == "run report" for span in spans))
         print(f"\nThe trace, as received over OTLP: {len(spans)} spans\n")
         print(render_trace(spans))
@@ -27,10 +27,10 @@ def main() -> None:
         print(template.replace("{trace_id}", trace_id))
 
 
-def run(connector: cs.Connector) -> str:
+def run(*shown: cs.Connector) -> str:
     """Run the workflow, print its result, and return its trace id."""
     messages = MemoryConnector()
-    connectors: list[cs.Connector] = [connector, messages]
+    connectors: list[cs.Connector] = [*shown, messages]
     if os.environ.get("CASCADE_MQTT_URL"):
         from cascade.connectors.mqtt import MqttConnector
 

@@ -40,6 +40,7 @@ ROWS = {
     "both": ("MQTT and gRPC at once against the slower one alone, 50, until acknowledged",),
     "control": ("control, clear to the first start, 100 tasks waiting, 99th percentile of a run",),
     "imports": ("import cascade, against import asyncio",),
+    "console": ("the live view of a paused run, 200 tasks waiting: CPU of a core",),
     "demo": (),
     "paths": ("files passed, end of a task to OTLP bytes",),
     "other_engines": ("fan-out of 20, traced, per task", "chain of 10, traced, per task"),

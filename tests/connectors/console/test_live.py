@@ -21,6 +21,7 @@ def wait_for(name):
     gate(name)
     return name
 """
+PAGE = Path(__file__).parents[3] / "docs/tracing.md"
 MOVES_UP = re.compile(rb"\x1b\[\d+A")
 COLORS = re.compile(rb"\x1b\[[0-9;]+m")
 
@@ -43,7 +44,7 @@ class Gates:
 @pytest.fixture
 def gates(tmp_path: Path) -> Gates:
     gates = Gates(tmp_path)
-    gates.make("a", "b", "c")
+    gates.make("a", "b", "c", "d", "e")
     return gates
 
 
@@ -386,3 +387,55 @@ main.wait()
         gates.open("a")
         terminal.finish()
         assert "last words" in terminal.scrolled
+
+
+def test_the_page_about_traces_shows_a_real_view_and_a_real_tree(gates: Gates) -> None:
+    program = f"""{PRELUDE}
+calls = []
+
+@cs.task
+def list_files():
+    return list(range(20))
+
+@cs.task
+def extract(n):
+    if n == 3:
+        calls.append(n)
+        if len(calls) == 1:
+            raise ConnectionError("reset by peer")
+        gate("a")
+    if n > 12:
+        gate("b" if n < 19 else "c")
+    if n == 19:
+        raise ValueError("no header")
+
+@cs.task
+def train(name):
+    gate(name)
+
+@cs.task
+def report(*values): pass
+
+files = extract.map(n=list_files()).with_retry(3, delay=0.01, retry_on=ConnectionError)
+models = [train(name).with_constraints(gpu=1) for name in ("d", "e")]
+cs.run(report(files, *models), connector=cs.ConsoleConnector(), system_resources={{"gpu": 1}}, max_workers=32)
+"""
+    view, tree = re.findall(r"^```text\n((?:▸|trace).*?)```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    with Terminal(program, [str(gates.folder)], lines=40) as terminal:
+        terminal.until(lambda lines: _normal(view) in _normal("\n".join(lines)))
+        for name in "adb":
+            gates.open(name)
+        terminal.until(has("19 of 20"))
+        gates.open("e")
+        terminal.until(has("3 of 5 tasks"))
+        gates.open("c")
+        terminal.finish()
+        assert _normal(tree) in _normal("\n".join(terminal.scrolled))
+
+
+def _normal(text: str) -> str:
+    """Return the lines without ids, durations, bars, numbers of items, and widths."""
+    text = re.sub(r"[\d.]+(?: [nµm]?s)?\u2013|[\d.]+ [nµm]?s\b|\d+m \d+s", "<time>", text)
+    text = re.sub(r"trace [0-9a-f]{32}", "trace <id>", re.sub(r"\[(?!3\]|19\])\d+\]", "[n]", text))
+    text = re.sub(r" {2,}[█░▌▐▏▕│]+ *$| 0 ─+.*$", "", text, flags=re.MULTILINE)
+    return "\n".join(re.sub(r" {2,}", "  ", line).rstrip() for line in text.splitlines())

@@ -1,12 +1,14 @@
 """`ConsoleConnector` shows runs in the terminal: a live view, and at the end the trace as a tree."""
 
 import asyncio
+import sys
 from typing import Any
 
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.connectors.console.display import LiveDisplay
 from cascade.connectors.console.runs import END_SECONDS, RUNS
+from cascade.connectors.console.terminal import can_move_cursor
 from cascade.connectors.report import ConnectorReport
 from cascade.runtime.guard import FAULTS
 from cascade.spec.protocols import MessageCallback
@@ -40,6 +42,12 @@ class ConsoleConnector:
         self._displays: list[LiveDisplay | None] = []
         self._count = 0
         self._last_error = ""
+
+    @property
+    def ignored(self) -> frozenset[str]:
+        """The messages that only the view uses, if there is no view."""
+        has_view = self._is_live and can_move_cursor(sys.stderr)
+        return frozenset() if has_view else frozenset({"RUNNING"})
 
     def report(self) -> ConnectorReport:
         """Return the number of messages that were shown, and whether a run is connected."""

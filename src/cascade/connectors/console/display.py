@@ -137,7 +137,7 @@ class LiveDisplay:
     def _put(self, text: str, lines: list[str]) -> None:
         output = _UP.format(len(self._frame)) + "\r" if self._frame else ""
         if text:
-            output += _CLEAR_BELOW + text
+            output += (_CLEAR_BELOW if self._frame else "") + text
         output += "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
         if self._frame and not text and len(lines) < len(self._frame):
             output += _CLEAR_BELOW
@@ -173,19 +173,23 @@ class _TakenStream:
 
     def __init__(self, stream: TextIO, display: LiveDisplay) -> None:
         self._attributes: dict[str, Any] = vars(stream)
-        self._previous = self._attributes.get("write")
+        self.previous = self._attributes.get("write")
         self._original: Callable[[Any], int] = stream.write
         self._display, self._key = display, id(stream)
+        self.is_released = False
         stream.flush()
-        self._attributes["write"] = self._own = self._write
+        self._attributes["write"] = self._write
 
     def release(self) -> None:
-        if self._attributes.get("write") is not self._own:
-            return
-        if self._previous is None:
-            del self._attributes["write"]
-        else:
-            self._attributes["write"] = self._previous
+        """Restore the method, at once or when the displays that have replaced it later are released."""
+        self.is_released = True
+        while isinstance(top := getattr(self._attributes.get("write"), "__self__", None), _TakenStream):
+            if not top.is_released:
+                return
+            if top.previous is None:
+                del self._attributes["write"]
+            else:
+                self._attributes["write"] = top.previous
 
     def _write(self, text: Any) -> int:
         if not isinstance(text, str):

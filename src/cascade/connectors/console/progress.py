@@ -156,7 +156,7 @@ class RunProgress(Tasks):
         """`started` is the first message of the run."""
         super().__init__()
         metadata = started["body"]["metadata"]
-        self.target = metadata.get("name") or metadata.get("target", "")
+        self.target = metadata.get("target", "")
         self.start_ns = metadata.get("start_ns", 0)
         self.size = sum(metadata.get("tasks", {}).values())
         self.maps: dict[str, MapProgress] = {}
