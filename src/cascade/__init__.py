@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         testing,
         tools,
     )
-    from cascade._run import run, run_async
+    from cascade._run import execute, execute_async, run, run_async
+    from cascade._run.result import RunResult
     from cascade.adapters.executors.local import LocalExecutor
     from cascade.adapters.solvers.native import NativeSolver
     from cascade.connectors.console import ConsoleConnector as ConsoleConnector
@@ -75,6 +76,7 @@ __all__ = [
     "Param",
     "ParamSpec",
     "Router",
+    "RunResult",
     "TelemetrySubscriber",
     "adapters",
     "cli",
@@ -82,6 +84,8 @@ __all__ = [
     "context",
     "current_task",
     "dry_run",
+    "execute",
+    "execute_async",
     "from_json",
     "get_current_context",
     "get_logger",
@@ -106,7 +110,8 @@ __all__ = [
 ]
 
 _EXPORTS = {
-    "_run": ("run", "run_async"),
+    "_run": ("execute", "execute_async", "run", "run_async"),
+    "_run.result": ("RunResult",),
     "adapters.executors.local": ("LocalExecutor",),
     "adapters.solvers.native": ("NativeSolver",),
     "connectors.fanout": ("FanoutConnector",),

@@ -29,7 +29,8 @@ TASK = "cascade.spec.task.Task"
 LAZY = "cascade.spec.lazy_types.Lazy"
 ENGINE = "cascade.runtime.engine.Engine"
 COROUTINES = {"typing.Coroutine", "types.CoroutineType"}
-RUNS = "cascade._run.signatures"
+RUNS = {f"cascade._run.signatures.{name}.__call__" for name in ("Run", "RunAsync")} | {f"{ENGINE}.run"}
+EXECUTIONS = {f"cascade._run.signatures.{name}.__call__" for name in ("Execute", "ExecuteAsync")}
 
 
 class CascadePlugin(Plugin):
@@ -42,9 +43,11 @@ class CascadePlugin(Plugin):
         return _signature_of_map if fullname == f"{TASK}.map" else None
 
     def get_method_hook(self, fullname: str) -> Callable[[MethodContext], Type] | None:
-        if fullname.startswith(RUNS):
+        if fullname in RUNS:
             return _value_of_run
-        hooks = {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map, f"{ENGINE}.run": _value_of_run}
+        if fullname in EXECUTIONS:
+            return _result_of_run
+        hooks = {f"{TASK}.__call__": _check_call, f"{TASK}.map": _check_map}
         return hooks.get(fullname)
 
 
@@ -73,11 +76,28 @@ def _value_of_run(context: FunctionContext | MethodContext) -> Type:
 
     mypy infers the value from a declared type such as `list[str]`: a lazy result, whose base is Any, fits each type.
     """
+    return _corrected(context, lambda _, value: value)
+
+
+def _result_of_run(context: MethodContext) -> Type:
+    """Correct the type of the value in a `RunResult`."""
+
+    def result(returned: Type, value: Type) -> Type:
+        found = get_proper_type(returned)
+        return found.copy_modified(args=[value]) if isinstance(found, Instance) else value
+
+    return _corrected(context, result)
+
+
+def _corrected(context: FunctionContext | MethodContext, correct: Callable[[Type, Type], Type]) -> Type:
+    """Return the return type of a call, or its result if it is a coroutine, corrected with the type of the run's value."""
     value = _value_of(context.arg_types[0][0]) if context.arg_types[0] else None
     returned = get_proper_type(context.default_return_type)
-    if value is None or not isinstance(returned, Instance) or returned.type.fullname not in COROUTINES:
-        return value or returned
-    return returned.copy_modified(args=[*returned.args[:2], value])
+    if value is None:
+        return returned
+    if isinstance(returned, Instance) and returned.type.fullname in COROUTINES:
+        return returned.copy_modified(args=[*returned.args[:2], correct(returned.args[2], value)])
+    return correct(returned, value)
 
 
 def _signature_of_map(context: MethodSigContext) -> FunctionLike:

@@ -272,6 +272,22 @@ async def runs(engine: Engine) -> None:
     _b: list[str] = await engine.run(named(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 
 
+# Results of runs
+assert_type(cs.execute(named(1)), cs.RunResult[list[int]])
+assert_type(cs.execute(named(1)).unwrap(), list[int])
+assert_type(cs.execute(named(1)).value, list[int] | None)
+assert_type(cs.execute((plain(1), asynchronous(1))).unwrap(), tuple[float, str])
+assert_type(cs.execute([plain(1)], run_id="a", tags=["b"]).unwrap(), list[float])
+assert_type(cs.execute({"x": asynchronous(1)}).unwrap(), dict[str, str])
+cs.execute(5)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+wrong_result: cs.RunResult[list[str]] = cs.execute(named(1))  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+async def results_of_runs() -> None:
+    assert_type(await cs.execute_async(named(1)), cs.RunResult[list[int]])
+    assert_type((await cs.execute_async([asynchronous(1)])).unwrap(), list[str])
+
+
 # A lazy result has no value before the run.
 for _ in named(1):  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
     pass

@@ -1,9 +1,9 @@
-"""`run` and `run_async`: run a workflow, with the options of `RunOptions`."""
+"""The functions that run a workflow: `run` returns its value, `execute` its `RunResult`. `RunOptions` has their options."""
 
 from typing import Any
 
 from cascade._run.options import Decorators, RunOptions
-from cascade._run.prepared import PreparedRun, refuse_running_loop, run_to_end
+from cascade._run.prepared import PreparedRun, perform_to_end, refuse_running_loop, run_to_end
 from cascade.runtime.engine import require_event_loop
 
 _with_options = Decorators(RunOptions)
@@ -52,7 +52,7 @@ def run(target: Any, options: RunOptions) -> Any:  # noqa: D417 - Args lists the
         SystemExit: After SIGTERM, with exit code 143.
         BaseException: The exception of the first task that failed, unchanged.
     """
-    refuse_running_loop()
+    refuse_running_loop("run")
     return run_to_end(PreparedRun(target, options))
 
 
@@ -70,3 +70,39 @@ async def run_async(target: Any, options: RunOptions) -> Any:
     work = PreparedRun(target, options)
     await work.perform()
     return work.result()
+
+
+@_with_options.execute
+def execute(target: Any, options: RunOptions) -> Any:
+    """Run a workflow and return its `RunResult`. `cs.run(…)` is `cs.execute(…).unwrap()`. The arguments are those of `run`.
+
+    A failure of the run does not raise: it is in `error` of the result. An exception that a task raises is such a failure,
+    also `SystemExit`.
+
+    Raises:
+        RuntimeError: An event loop is running in this thread: `await cs.execute_async(…)` there.
+        TypeError: The target or an option has a wrong type. Nothing has run.
+        ValueError: An option has a value that is not allowed. Nothing has run.
+        KeyboardInterrupt: After Ctrl-C, so that the program ends.
+        SystemExit: After SIGTERM, with exit code 143.
+    """
+    refuse_running_loop("execute")
+    work = PreparedRun(target, options, has_result=True)
+    perform_to_end(work)
+    return work.outcome()
+
+
+@_with_options.execute_async
+async def execute_async(target: Any, options: RunOptions) -> Any:
+    """Do the same as `execute` inside a running asyncio event loop. The arguments are those of `run`.
+
+    Signals are not handled. If the caller is cancelled, the run is cancelled, and `CancelledError` is raised.
+
+    Raises:
+        RuntimeError: No asyncio event loop is running in this thread.
+        BaseException: See `execute`.
+    """
+    require_event_loop("cs.execute_async", "cs.execute")
+    work = PreparedRun(target, options, has_result=True)
+    await work.perform()
+    return work.outcome()

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import wraps
 from typing import Any, Generic, ParamSpec, cast
 
-from cascade._run.signatures import Run, RunAsync
+from cascade._run.signatures import Execute, ExecuteAsync, Run, RunAsync
 from cascade.runtime.protocols import Connector
 from cascade.spec.caching import Cache
 from cascade.spec.resource import ResourceDefinition
@@ -44,18 +44,30 @@ class Decorators(Generic[P]):
         self._options = options
 
     def run(self, function: Callable[[Any, RunOptions], Any]) -> Run[P]:
+        return cast("Run[P]", self._sync(function))
+
+    def run_async(self, function: Callable[[Any, RunOptions], Any]) -> RunAsync[P]:
+        return cast("RunAsync[P]", self._async(function))
+
+    def execute(self, function: Callable[[Any, RunOptions], Any]) -> Execute[P]:
+        return cast("Execute[P]", self._sync(function))
+
+    def execute_async(self, function: Callable[[Any, RunOptions], Any]) -> ExecuteAsync[P]:
+        return cast("ExecuteAsync[P]", self._async(function))
+
+    def _sync(self, function: Callable[[Any, RunOptions], Any]) -> Any:
         @wraps(function)
         def call(target: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
             return function(target, self._options_of(function, *args, **kwargs))
 
-        return cast("Run[P]", self._with_signature(call))
+        return self._with_signature(call)
 
-    def run_async(self, function: Callable[[Any, RunOptions], Any]) -> RunAsync[P]:
+    def _async(self, function: Callable[[Any, RunOptions], Any]) -> Any:
         @wraps(function)
         async def call(target: Any, *args: P.args, **kwargs: P.kwargs) -> Any:
             return await function(target, self._options_of(function, *args, **kwargs))
 
-        return cast("RunAsync[P]", self._with_signature(call))
+        return self._with_signature(call)
 
     def _options_of(self, function: Callable[..., Any], *args: P.args, **kwargs: P.kwargs) -> RunOptions:
         try:

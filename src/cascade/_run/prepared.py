@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from cascade._run.delivery import Delivery
 from cascade._run.options import RunOptions
-from cascade._run.trace_links import TraceLinkSubscriber, trace_url_template
+from cascade._run.recorder import RunRecorder
+from cascade._run.result import RunResult
+from cascade._run.trace_links import TraceLinkSubscriber, trace_url, trace_url_template
 from cascade._signals import RunSignals
 from cascade.adapters.executors.local import LocalExecutor, runs_task_function
 from cascade.adapters.solvers.native import NativeSolver
@@ -18,7 +21,8 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, LoggingRenderer, severity
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.engine import Engine
-from cascade.runtime.events import RunFinished, RunStillStopping
+from cascade.runtime.events import RunStillStopping
+from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.protocols import Connector, Displaying
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
 from cascade.runtime.task_context import CURRENT_TASK
@@ -27,23 +31,28 @@ from cascade.runtime.task_context import CURRENT_TASK
 class PreparedRun:
     """One run with its bus, subscribers, executor and engine.
 
+    `has_result` is true for a run whose `outcome` is read: only such a run counts its tasks and compares the reports of its
+    connectors.
+
     Raises:
         ValueError: A setting has a value that is not allowed. Nothing has run.
         TypeError: `connector` is not a connector.
     """
 
-    def __init__(self, target: Any, options: RunOptions) -> None:
+    def __init__(self, target: Any, options: RunOptions, *, has_result: bool = False) -> None:
         self._target, self._options = target, options
         events, telemetry = MessageBus(), _one_connector(options.connector)
         messages = _messages_of_run(options.log_level, options.log_format, telemetry)
         HumanReadableLogSubscriber(events, min_level=options.log_level, messages=messages)
+        subscriber = self._url_template = None
         if telemetry is not None:
-            TelemetrySubscriber(events, telemetry)
-            template = trace_url_template(os.environ)
+            subscriber = TelemetrySubscriber(events, telemetry)
+            self._url_template = trace_url_template(os.environ)
             if severity(options.log_level) < LEVELS["OFF"]:
-                TraceLinkSubscriber(events, template, messages)
-        self._events, self._messages, self._outcome = events, messages, _Outcome()
-        events.subscribe(RunFinished, self._outcome.on_finished)
+                TraceLinkSubscriber(events, self._url_template, messages)
+        self._events, self._messages = events, messages
+        self._record = RunRecorder(events, counts=has_result)
+        self._delivery = Delivery(subscriber if has_result else None)
         self._executor = LocalExecutor(max_workers=options.max_workers)
         self._engine = Engine(
             NativeSolver(), self._executor, events, system_resources=options.system_resources, connector=telemetry
@@ -56,12 +65,12 @@ class PreparedRun:
     @property
     def was_cancelled(self) -> bool:
         """Whether the run was cancelled. Its messages have reported this."""
-        return self._outcome.status == "Cancelled"
+        return self._record.status == "Cancelled"
 
     @property
     def failed(self) -> bool:
         """Whether the run failed. Its messages have named the error."""
-        return self._outcome.status == "Failed"
+        return self._record.status == "Failed"
 
     def on_signal(self, frame: FrameType | None) -> None:
         """Report a task that a signal cannot interrupt, because its plain function occupies the event loop.
@@ -75,13 +84,13 @@ class PreparedRun:
 
     def report_cancellation(self) -> None:
         """Print that a signal arrived before the start or after the end of the run. The messages of the run do not report it."""
-        if not self._outcome.status:
+        if self._record.status is None:
             self._messages.error("run.cancelled_early")
         elif not self.was_cancelled and self.error is None:
             self._messages.error("run.cancelled_late")
 
     async def perform(self) -> None:
-        """Run the workflow, and store its value or error for `result`. Only a cancellation is raised.
+        """Run the workflow, and store its value or error. Only the cancellation of the caller is raised.
 
         The value and the error do not leave the coroutine: `asyncio.Runner` and the debug mode of asyncio would call
         `repr` on them.
@@ -98,9 +107,11 @@ class PreparedRun:
                 fail_fast=options.fail_fast,
                 cache=options.cache,
             )
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised again by result
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) or (
+                isinstance(error, asyncio.CancelledError) and _caller_is_cancelled()
+            ):
+                raise
             self.error = error
         finally:
             self._executor.close()
@@ -116,24 +127,61 @@ class PreparedRun:
         finally:
             del error  # it refers to this frame
 
+    def outcome(self) -> RunResult[Any]:
+        """Return the result of the run, once.
 
-class _Outcome:
-    """Status of a run that has ended. A separate object, so that the bus does not refer to the run."""
+        Raises:
+            BaseException: The error of a run that has not started, or a KeyboardInterrupt.
+        """
+        record, value, error = self._record, self._value, self.error
+        if record.status is None or isinstance(error, KeyboardInterrupt):
+            del value, error
+            return self.result()  # type: ignore[no-any-return]  # it raises
+        self._value = self.error = None
+        if isinstance(error, TelemetryLostError) and record.status == "Succeeded":
+            value = error.value
+        try:
+            return RunResult(
+                value=value,
+                error=error,
+                status=record.status,
+                run_id=record.run_id,
+                trace_id=record.trace_id,
+                trace_url=trace_url(self._url_template, record.trace_id),
+                duration=record.duration,
+                counts=record.counts,
+                failures=record.failures,
+                telemetry=self._delivery.reports(),
+            )
+        finally:
+            del error  # it refers to this frame
 
-    status = ""
 
-    def on_finished(self, event: RunFinished) -> None:
-        self.status = event.status
+def _caller_is_cancelled() -> bool:
+    """Whether the asyncio task that awaits the run was cancelled. Otherwise, a task of the run raised the cancellation."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def run_to_end(work: PreparedRun) -> Any:
-    """Perform a prepared run, as `run` does.
+    """Perform a prepared run and return its value, as `run` does.
 
     Raises:
         RuntimeError: An event loop is running in this thread.
         BaseException: See `run`.
     """
-    refuse_running_loop()
+    refuse_running_loop("run")
+    perform_to_end(work)
+    return work.result()
+
+
+def perform_to_end(work: PreparedRun) -> None:
+    """Perform a prepared run in a new event loop. Its value or error is in `work`.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C.
+        SystemExit: After SIGTERM.
+    """
     with RunSignals(work.on_signal) as signals:
         try:
             with asyncio.Runner() as runner:
@@ -144,16 +192,17 @@ def run_to_end(work: PreparedRun) -> Any:
     if signals.received is not None:
         work.report_cancellation()
         signals.raise_received(work.error)
-    return work.result()
 
 
-def refuse_running_loop() -> None:
-    """Raise RuntimeError if an event loop is running in this thread."""
+def refuse_running_loop(function: str) -> None:
+    """Raise RuntimeError if an event loop is running in this thread. `function` is the name of the called function."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError("cs.run() cannot run inside a running event loop: use `await cs.run_async(...)` here")
+    raise RuntimeError(
+        f"cs.{function}() cannot run inside a running event loop: use `await cs.{function}_async(...)` here"
+    )
 
 
 def _messages_of_run(log_level: str, log_format: str, connector: Connector | None) -> Messages:

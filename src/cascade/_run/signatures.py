@@ -11,6 +11,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+from cascade._run.result import RunResult
 from cascade.spec.lazy_types import Target
 from cascade.spec.targets import Shape
 
@@ -66,3 +67,55 @@ class RunAsync(Protocol[P]):
     async def __call__(self, target: Mapping[K, Target[T]], *args: P.args, **kwargs: P.kwargs) -> dict[K, T]: ...
     @overload
     async def __call__(self, target: Shape, *args: P.args, **kwargs: P.kwargs) -> Any: ...
+
+
+class Execute(Protocol[P]):
+    """A function that returns the result of the run."""
+
+    @overload
+    def __call__(self, target: Target[T], *args: P.args, **kwargs: P.kwargs) -> RunResult[T]: ...
+    @overload
+    def __call__(self, target: Two[A, B], *args: P.args, **kwargs: P.kwargs) -> RunResult[tuple[A, B]]: ...
+    @overload
+    def __call__(self, target: Three[A, B, C], *args: P.args, **kwargs: P.kwargs) -> RunResult[tuple[A, B, C]]: ...
+    @overload
+    def __call__(self, target: Four[A, B, C, D], *args: P.args, **kwargs: P.kwargs) -> RunResult[tuple[A, B, C, D]]: ...
+    @overload
+    def __call__(
+        self, target: tuple[Target[T], ...], *args: P.args, **kwargs: P.kwargs
+    ) -> RunResult[tuple[T, ...]]: ...
+    @overload
+    def __call__(self, target: Sequence[Target[T]], *args: P.args, **kwargs: P.kwargs) -> RunResult[list[T]]: ...
+    @overload
+    def __call__(self, target: Mapping[K, Target[T]], *args: P.args, **kwargs: P.kwargs) -> RunResult[dict[K, T]]: ...
+    @overload
+    def __call__(self, target: Shape, *args: P.args, **kwargs: P.kwargs) -> RunResult[Any]: ...
+
+
+class ExecuteAsync(Protocol[P]):
+    """A coroutine function that returns the result of the run."""
+
+    @overload
+    async def __call__(self, target: Target[T], *args: P.args, **kwargs: P.kwargs) -> RunResult[T]: ...
+    @overload
+    async def __call__(self, target: Two[A, B], *args: P.args, **kwargs: P.kwargs) -> RunResult[tuple[A, B]]: ...
+    @overload
+    async def __call__(
+        self, target: Three[A, B, C], *args: P.args, **kwargs: P.kwargs
+    ) -> RunResult[tuple[A, B, C]]: ...
+    @overload
+    async def __call__(
+        self, target: Four[A, B, C, D], *args: P.args, **kwargs: P.kwargs
+    ) -> RunResult[tuple[A, B, C, D]]: ...
+    @overload
+    async def __call__(
+        self, target: tuple[Target[T], ...], *args: P.args, **kwargs: P.kwargs
+    ) -> RunResult[tuple[T, ...]]: ...
+    @overload
+    async def __call__(self, target: Sequence[Target[T]], *args: P.args, **kwargs: P.kwargs) -> RunResult[list[T]]: ...
+    @overload
+    async def __call__(
+        self, target: Mapping[K, Target[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> RunResult[dict[K, T]]: ...
+    @overload
+    async def __call__(self, target: Shape, *args: P.args, **kwargs: P.kwargs) -> RunResult[Any]: ...

@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
-from cascade.connectors.report import ConnectorReport, Reporting
+from cascade.connectors.report import ConnectorReport, report_of
 from cascade.runtime.bus import CombinedBackpressure
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.guard import FAULTS, call_connector, flush_timeout_of, texts_of
@@ -71,12 +70,17 @@ class FanoutConnector:
         """The longest `flush_timeout` of the connectors in seconds."""
         return max((flush_timeout_of(connector) for connector in self.connectors), default=0.0)
 
+    @property
+    def queues(self) -> tuple[PublishQueue, ...]:
+        """The queue of each connector."""
+        return tuple(self._queues)
+
     def report(self) -> ConnectorReport:
         """Return the sums over all connectors and their publish queues. `connected` is true if all are connected.
 
         For a connector without a report, its published messages count as sent.
         """
-        reports = [_report(queue) for queue in self._queues]
+        reports = [report_of(queue) for queue in self._queues]
         return ConnectorReport(
             sent=sum(one.sent for one in reports),
             lost=sum(one.lost for one in reports),
@@ -202,27 +206,6 @@ class _ActiveSpans:
             except FAULTS as raised:
                 raise_in_tests(raised)
                 self._disable(connector)
-
-
-def _report(queue: PublishQueue) -> ConnectorReport:
-    connector = queue.connector
-    if isinstance(connector, Reporting):
-        try:
-            own = connector.report()
-        except FAULTS as error:
-            raise_in_tests(error)
-            return ConnectorReport(queue.published, queue.lost, queued=queue.queued, last_error=error_text(error))
-        if isinstance(own, ConnectorReport):  # another method may have the same name
-            return replace(
-                own,
-                lost=own.lost + queue.lost,
-                queued=own.queued + queue.queued,
-                last_error=own.last_error or queue.last_error,
-            )
-    is_open = not queue.is_closed
-    return ConnectorReport(
-        queue.published, queue.lost, queued=queue.queued, connected=is_open, last_error=queue.last_error
-    )
 
 
 async def _gather(ones: Iterable[T], call: Callable[[T], Awaitable[Any]]) -> list[Exception | None]:

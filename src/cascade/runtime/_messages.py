@@ -39,6 +39,7 @@ from cascade.runtime.events import (
     TaskSkipped,
 )
 from cascade.runtime.resolvers import hidden_secrets
+from cascade.runtime.run_counts import count_finished, count_skipped
 from cascade.spec import metadata as m
 from cascade.spec import telemetry as wire
 from cascade.spec.value_types import StarvedThreads
@@ -181,8 +182,7 @@ def _task_retrying(event: TaskRetrying, run: RunTelemetry) -> UnstampedMessage:
 @message_for.register
 def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> UnstampedMessage:
     succeeded = event.status == "Succeeded"
-    if succeeded or not _is_failure_of_an_item(event):
-        run.counts["completed" if succeeded else "cancelled" if event.status == "Cancelled" else "failed"] += 1
+    count_finished(event, run.counts)
     start_ns, end_ns = _times(event)
     child, error = child_of(event, run), event.error
     metadata = _ended(event, run, start_ns, end_ns, event.result or ("success" if succeeded else "failure"))
@@ -214,14 +214,9 @@ def _add_measures(metadata: m.TaskEndedMetadata, queue_seconds: float, cpu_secon
         metadata["cpu_seconds"] = cpu_seconds
 
 
-def _is_failure_of_an_item(event: TaskExecutionFinished) -> bool:
-    """Return whether a map failed because of an item. The message of the item counts this failure."""
-    return event.kind == "map" and event.status == "Failed" and event.error is None
-
-
 @message_for.register
 def _task_skipped(event: TaskSkipped, run: RunTelemetry) -> UnstampedMessage:
-    run.counts["skipped"] += 1
+    count_skipped(event, run.counts)
     start_ns, child = _start(event), child_of(event, run)
     metadata = _ended(event, run, start_ns, event.end_ns or start_ns, "skip")
     metadata["reason"] = event.reason

@@ -24,6 +24,7 @@ from cascade.runtime.events import (
 from cascade.runtime.exceptions import StillRunning, add_task_note, append_bounded, is_cancellation
 from cascade.runtime.protocols import Slot
 from cascade.runtime.resolvers import ArgumentResolver, Arguments
+from cascade.runtime.run_counts import CACHE_HIT
 from cascade.runtime.task_context import CURRENT_TASK, CallUsage, TaskContext
 from cascade.spec.nested import ATOMS, require_values
 from cascade.telemetry.trace_budget import Child
@@ -228,7 +229,7 @@ class TaskExecution:
         require_values(value, f"The cache of task '{self.node.name}' returned")
         self._release_permit(unused=True)
         now = self.run.clock.now_ns()
-        self._emit(TaskSkipped, reason="CacheHit", **self._end_fields(now, now))
+        self._emit(TaskSkipped, reason=CACHE_HIT, **self._end_fields(now, now))
         return value
 
     def _attempts(self) -> Coroutine[Any, Any, Any]:

@@ -21,6 +21,7 @@ from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
 from cascade.runtime.events import RunFinished, RunStarted
+from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import node_fields
 from cascade.runtime.resource_manager import ResourceManager
@@ -40,6 +41,7 @@ from cascade.telemetry.trace_shards import part_limits_from_environment
 T = TypeVar("T")
 Params = dict[str, Any] | None
 
+_NO_VALUE = object()
 LARGE_GRAPH = 1_000
 """Number of nodes from which a thread builds and plans the graph, so that the event loop stays responsive."""
 
@@ -161,6 +163,7 @@ class Engine:
         started["nested"] = nested = current_engine.get() is self
         token = current_engine.set(self)
         new_context = context_copier()
+        value: Any = _NO_VALUE
         try:
             connector = None if nested else self.connector
             caller = CURRENT_TASK.get() if nested else None
@@ -170,9 +173,14 @@ class Engine:
                     # The start time is taken here: the duration of a run does not include the connect.
                     shown = started["name"] or ", ".join(started["target_tasks"])
                     run = self._new_run(run_id, shown, params, new_context, options)
-                    return await self._run_with_control(run, graph, started)
+                    value = await self._run_with_control(run, graph, started)
+        except TelemetryLostError as error:
+            if value is not _NO_VALUE:  # otherwise it is the error of a task
+                error.value = value
+            raise
         finally:
             current_engine.reset(token)
+        return value
 
     def _new_run(
         self,

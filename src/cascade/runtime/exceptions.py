@@ -99,7 +99,10 @@ class TelemetryLostError(CascadeRuntimeError):
     Attributes:
         lost: The number of items that were lost.
         pending: The number of items that were not yet delivered; they stay queued.
+        value: The value of the run, which succeeded. The engine sets it.
     """
+
+    value: Any = None
 
     def __init__(self, message: str, *, lost: int, pending: int = 0) -> None:
         self.lost = lost

@@ -253,6 +253,11 @@ class TelemetrySubscriber:
             event_bus.backpressure.add(connector)
 
     @property
+    def queue(self) -> PublishQueue:
+        """The queue of the connector."""
+        return self._queue
+
+    @property
     def lost(self) -> int:
         """The number of messages that could not be published."""
         return self._queue.lost

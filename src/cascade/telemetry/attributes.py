@@ -32,6 +32,7 @@ RUN_TASKS_COMPLETED = "cascade.run.tasks.completed"
 RUN_TASKS_FAILED = "cascade.run.tasks.failed"
 RUN_TASKS_CANCELLED = "cascade.run.tasks.cancelled"
 RUN_TASKS_SKIPPED = "cascade.run.tasks.skipped"
+RUN_TASKS_CACHED = "cascade.run.tasks.cached"
 RUN_TASKS_RETRIED = "cascade.run.tasks.retried"
 RUN_TASKS_HELD_BACK = "cascade.run.tasks.held_back"
 RUN_MESSAGES_DROPPED = "cascade.run.messages.dropped"
@@ -131,6 +132,7 @@ DOCUMENTED = (
     ),
     AttributeRow(RUN_TASKS_CANCELLED, "int", "run", "tasks that were cancelled"),
     AttributeRow(RUN_TASKS_SKIPPED, "int", "run", "tasks that were skipped"),
+    AttributeRow(RUN_TASKS_CACHED, "int", "run", "skipped tasks whose value comes from a cache"),
     AttributeRow(RUN_TASKS_RETRIED, "int", "run", "retries"),
     AttributeRow(
         RUN_TASKS_HELD_BACK,
