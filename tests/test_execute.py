@@ -225,10 +225,10 @@ def test_the_counts_are_those_of_the_last_message() -> None:
         return x
 
     class Cached:
-        def check(self, *_: Any) -> int:
+        def check(self, task_id: str, inputs: dict[str, Any]) -> int:
             return 5
 
-        def save(self, *_: Any) -> None: ...
+        def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None: ...
 
     hit = one().with_cache(Cached())
     skipped = echo(1).run_if(cs.Param("off", default=False, type=bool))
@@ -266,6 +266,26 @@ def test_a_nested_failure_that_the_task_handles_is_no_failure_of_the_run() -> No
         return (await cs.execute_async(divide(0), log_level="OFF")).status
 
     assert execute(outer()).unwrap() == "Failed"
+
+
+def test_the_failures_after_which_the_run_continued() -> None:
+    connector = MemoryConnector()
+    result = execute([divide.map(x=[1, 0]).allow_failure(), echo(1)], connector=connector)
+    (failure,) = result.failures
+    assert result.value == [[1.0, failure], 1]
+    assert (failure.task_name, failure.map_index) == ("divide", 1)
+    assert isinstance(failure.error, ZeroDivisionError)
+    assert (result.status, result.error, result.counts["failed"]) == ("Succeeded", None, 1)
+    assert connector.payloads[-1]["body"]["metadata"]["counts"]["failed"] == 1
+
+
+def test_a_run_that_finishes_what_does_not_depend_on_a_failure() -> None:
+    ended: list[int] = []
+    other = cs.task(lambda: ended.append(1), name="other", threaded=False)
+    result = execute([divide(0), divide(0.0), other()], fail_fast=False)
+    assert (result.value, result.status, ended) == (None, "Failed", [1])
+    assert isinstance(result.error, ZeroDivisionError)
+    assert result.counts["failed"] == 2
 
 
 def test_the_trace_url(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +413,7 @@ def test_a_result_keeps_only_its_value_alive() -> None:
         return value
 
     @cs.task
-    def other(_: Value) -> Value:
+    def other(_: Value) -> Any:
         return make.func()
 
     argument = make()

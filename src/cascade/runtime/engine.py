@@ -2,17 +2,18 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from contextvars import Context, ContextVar
 from typing import Any, TypeVar, Unpack, overload
 
-from cascade._context_managers import async_context_manager, context_manager
+from cascade._context_managers import context_manager
 from cascade.graph.build import GraphBuilder
 from cascade.graph.model import Graph
 from cascade.runtime._connection import connected
 from cascade.runtime._resources import ResourceSetup
-from cascade.runtime._run_context import Clock, RunClock, RunContext, seconds
+from cascade.runtime._run_context import Clock, RunClock, RunContext
+from cascade.runtime._run_events import published
 from cascade.runtime._run_identity import checked_name, checked_run_id, in_progress, place_in_trace
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime._task_cache import RunCaches
@@ -20,7 +21,6 @@ from cascade.runtime._timeouts import within_timeout
 from cascade.runtime.bus import MessageBus
 from cascade.runtime.control.admission import Admission
 from cascade.runtime.control.controller import Controller
-from cascade.runtime.events import RunFinished, RunStarted
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.protocols import Connector, Executor, Solver, StateBackend, Tracing
 from cascade.runtime.resolvers import node_fields
@@ -215,7 +215,7 @@ class Engine:
 
     async def _run_with_control(self, run: RunContext, graph: Graph, started: dict[str, Any]) -> Any:
         """Perform a run. `started` has fields of its first event."""
-        async with _published(run, started):
+        async with published(run, started):
             names = (node.name for node in graph.nodes)
             with self.controller.attached(run, names) if self.controller else nullcontext():
                 try:
@@ -325,34 +325,3 @@ async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
 
 
 current_engine: ContextVar[Engine | None] = ContextVar("cascade_current_engine", default=None)
-
-
-@async_context_manager
-async def _published(run: RunContext, started: dict[str, Any]) -> AsyncIterator[None]:
-    """Publish RunStarted and RunFinished, and drain the subscribers."""
-    task = current_task()
-    run.emit(
-        RunStarted,
-        params=run.params,
-        start_ns=run.start_ns,
-        trace=run.trace,
-        outer_run_id=task.run_id if task else "",
-        **started,
-    )
-    error: BaseException | None = None
-    try:
-        yield
-    except BaseException as caught:
-        error = caught
-        raise
-    finally:
-        end_ns, outcome = run.clock.now_ns(), run.outcome(error)
-        times = {"duration": seconds(run.start_ns, end_ns), "start_ns": run.start_ns, "end_ns": end_ns}
-        failures = {"failures": tuple(run.failures), "failed_tasks": tuple(run.failed_tasks)}
-        starved = None if run.slot_meter is None else run.slot_meter.starved(end_ns - run.start_ns)
-        later_errors = tuple(run.later_errors)
-        run.emit(RunFinished, later_errors=later_errors, starved=starved, **times, **failures, **outcome)
-        run.failures, run.failed_tasks = [], []
-        run.report_still_stopping()
-        del error  # it refers to this frame
-        await run.bus.drain(run.run_id)
