@@ -253,6 +253,18 @@ async def test_a_run_without_fail_fast_finishes_all_independent_tasks(recorded: 
     assert recorded.of(TaskExecutionFinished, "load")[-1].map_index == 1
 
 
+@KINDS
+async def test_all_items_of_a_map_run_before_the_run_raises(recorded: RecordedEngine, task: Any) -> None:
+    with pytest.raises(ValueError, match="negative") as caught:
+        await recorded.run(same(task.map(x=[1, -1, 2, -2, 3])), fail_fast=False)
+    ended = recorded.of(TaskExecutionFinished, f"map({task.name})")[0]
+    assert (ended.status, ended.error) == ("Failed", None)
+    assert ended.counts is not None
+    assert (ended.counts.done, ended.counts.failed) == (3, 2)
+    assert [event.reason for event in recorded.of(TaskSkipped)] == ["UpstreamFailed"]
+    assert len([note for note in caught.value.__notes__ if note.startswith("Later, ")]) == 1
+
+
 async def test_conditions_and_routes_of_a_failed_task_skip_their_consumers(recorded: RecordedEngine) -> None:
     conditional = same("c").run_if(load(-1))
     selected = same(cs.Router(load(-2), {1: same("r1"), 2: same("r2")}))

@@ -1,12 +1,14 @@
 """Timeouts of attempts and of runs."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from cascade.runtime.engine import Engine, run_nested
 from cascade.runtime.events import RunFinished, TaskExecutionFinished, TaskRetrying
 from tests.lab.waiting import HANG, NEVER, until, with_timeout
 from tests.runtime.conftest import RecordedEngine
+from tests.runtime.control.controlled_engine import ControlledEngine
 
 SHORT = 0.02
 """A timeout that the tasks of these tests exceed on any machine, because they wait for an event of the test."""
@@ -470,3 +473,71 @@ def test_an_option_that_is_not_used_takes_no_memory() -> None:
     assert not {"_timeout", "_allow_failure"} & vars(lazy).keys()
     (node,) = build_graph(lazy).nodes
     assert not hasattr(node, "__dict__")
+
+
+async def test_a_limit_of_running_tasks_counts_a_function_until_it_ends(blocked: Blocked) -> None:
+    controlled = ControlledEngine()
+    await controlled.constrain("task/blocked", "concurrency", {"limit": 1})
+    run = controlled.start(task_of(blocked).map(x=range(3)).with_timeout(SHORT).allow_failure())
+    await until(lambda: [event for event in controlled.events_of(TaskExecutionFinished) if event.map_index == 0])
+    assert controlled.reasons == [("blocked", "concurrency")] * 2
+    assert blocked.calls == 1
+    blocked.release.set()
+    first, *others = await with_timeout(run)
+    assert isinstance(first, cs.Failure)
+    assert others.count("late") + sum(isinstance(other, cs.Failure) for other in others) == 2
+    assert blocked.peak == 1
+
+
+async def test_a_run_may_end_before_a_function_that_a_limit_counts(blocked: Blocked) -> None:
+    controlled = ControlledEngine()
+    await controlled.constrain("task/blocked", "concurrency", {"limit": 1})
+    failure = await with_timeout(controlled.start(task_of(blocked)().with_timeout(SHORT).allow_failure()))
+    assert isinstance(failure, cs.Failure)
+    await blocked.ended()
+    assert await with_timeout(controlled.start(task_of(blocked)())) == "late"
+
+
+async def test_the_timeout_of_a_task_applies_to_its_calls(recorded: RecordedEngine) -> None:
+    limited = cs.task(timeout=SHORT)(wait.func)
+    with pytest.raises(TimeoutError, match=r"exceeded its timeout of 0\.02 s"):
+        await with_timeout(recorded.run(limited()))
+    values = await with_timeout(recorded.run(limited.map(x=[1, 2]).allow_failure()))
+    assert all(isinstance(value, cs.Failure) for value in values)
+
+
+async def test_a_timeout_ends_the_process_of_a_command(recorded: RecordedEngine, tmp_path: Path) -> None:
+    command = f"echo $$ > {tmp_path / 'pid'}; exec sleep {NEVER}"
+    target = cs.shell(command).with_timeout(1).with_retry(2, delay=0)
+    with pytest.raises(TimeoutError, match="task 'shell', attempt 3 of 3"):
+        await with_timeout(recorded.run(target))
+    process = int((tmp_path / "pid").read_text())
+    await until(lambda: not Path(f"/proc/{process}").exists())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals of POSIX")
+def test_ctrl_c_names_the_functions_that_still_run_after_their_timeout() -> None:
+    source = """
+import sys, threading
+import cascade as cs
+
+@cs.task
+def stuck():
+    sys.stdin.readline()
+
+@cs.task
+async def wait(failure):
+    print(type(failure.error).__name__, flush=True)
+    await __import__("asyncio").sleep(3600)
+
+cs.run(wait(stuck().with_timeout(0.05).allow_failure()))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "TimeoutError\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate("line\n", timeout=HANG)
+    assert "Run cancelled after" in err
+    assert "Traceback" not in err
