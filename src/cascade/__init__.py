@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cascade.spec.resource import inject, resource
     from cascade.spec.routing import Router
     from cascade.spec.task import task
+    from cascade.spec.unmapped import unmapped
     from cascade.telemetry.redact import redact
     from cascade.tools.cli import cli
     from cascade.tools.preview import dry_run
@@ -105,6 +106,7 @@ __all__ = [
     "testing",
     "to_json",
     "tools",
+    "unmapped",
     "visualize",
     "with_constraints",
 ]
@@ -132,6 +134,7 @@ _EXPORTS = {
     "spec.resource": ("inject", "resource"),
     "spec.routing": ("Router",),
     "spec.task": ("task",),
+    "spec.unmapped": ("unmapped",),
     "telemetry.redact": ("redact",),
     "tools.cli": ("cli",),
     "tools.preview": ("dry_run",),

@@ -22,6 +22,8 @@ from mypy.types import (
     Type,
     TypeOfAny,
     TypeVarType,
+    UnionType,
+    flatten_nested_unions,
     get_proper_type,
 )
 
@@ -101,13 +103,15 @@ def _corrected(context: FunctionContext | MethodContext, correct: Callable[[Type
 
 
 def _signature_of_map(context: MethodSigContext) -> FunctionLike:
-    """Return a signature with a keyword of type `Iterable[T]` for each parameter of type T."""
+    """Return a signature with a keyword of type `Iterable[T] | Unmapped[T]` for each parameter of type T."""
     signature, parameters = context.default_signature, _parameters_of(context.type)
     if parameters is None or not _can_be_mapped(parameters):
         return signature
+    given = get_proper_type(signature.arg_types[-1])
+    forms = [kind for kind in map(get_proper_type, flatten_nested_unions([given])) if isinstance(kind, Instance)]
     return signature.copy_modified(
         arg_names=parameters.arg_names,
-        arg_types=_iterables(parameters, context.api),
+        arg_types=[UnionType([form.copy_modified(args=[kind]) for form in forms]) for kind in _known(parameters)],
         arg_kinds=[ARG_NAMED_OPT] * len(parameters.arg_names),
     )
 
@@ -145,9 +149,13 @@ def _can_be_mapped(parameters: Parameters) -> bool:
 
 
 def _iterables(parameters: Parameters, api: CheckerPluginInterface) -> list[Type]:
+    return [api.named_generic_type("typing.Iterable", [kind]) for kind in _known(parameters)]
+
+
+def _known(parameters: Parameters) -> list[Type]:
+    """Return the types of the parameters, with Any for each type that has a type variable."""
     some = AnyType(TypeOfAny.explicit)
-    kinds = [some if get_all_type_vars(kind) else kind for kind in parameters.arg_types]
-    return [api.named_generic_type("typing.Iterable", [kind]) for kind in kinds]
+    return [some if get_all_type_vars(kind) else kind for kind in parameters.arg_types]
 
 
 def _parameters_of(kind: Type) -> Parameters | None:

@@ -185,6 +185,15 @@ first.map(items=[[1], (2,)])
 first.map(items=[1], label=["a"])  # type: ignore[call-arg]
 
 
+# Unmapped arguments of a map
+assert_type(plain.map(x=[1], y=cs.unmapped("a")), MappedLazyResult[float])
+assert_type(total.map(numbers=cs.unmapped(named(1)), label=["a"]), MappedLazyResult[int])
+assert_type(
+    total.map(numbers=[[1]], label=cs.unmapped(cs.Param("label")), key=cs.unmapped(None)), MappedLazyResult[int]
+)
+plain.map(x=[1], y=cs.unmapped(5))  # type: ignore[arg-type]  # with the plugin for mypy
+plain.map(x=[1], z=cs.unmapped(5))  # type: ignore[call-arg]  # with the plugin for mypy
+
 # Options of a task
 assert_type(with_options(1, y="a"), LazyResult[float])
 assert_type(with_options.map(x=[1]), MappedLazyResult[float])

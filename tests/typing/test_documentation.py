@@ -52,6 +52,12 @@ ROWS = {
     "an unknown method of a lazy result": ["load('').with_retries(3)"],
     "an unknown keyword of `.map(...)`": ["load.map(paht=[''])"],
     "elements of the wrong type in `.map(...)`": ["load.map(path=[5])"],
+    "a value of the wrong type in `cs.unmapped(...)`": ["load.map(path=[''], limit=cs.unmapped(''))"],
+    "an unknown option of `cs.task(...)`": [
+        "cs.task(retry=3)",
+        "cs.task(tags='etl')",
+        "cs.task(load.func, retries='3')",
+    ],
     "a lazy result of the wrong type as an argument": ["load(load(''))"],
 }
 """The beginning of each row, with statements that are errors."""

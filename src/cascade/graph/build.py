@@ -87,9 +87,11 @@ class GraphBuilder:
             )
         self._generator_consumers[node.id] = None
 
-    def _set_generator_consumer(self, source: Node, node: Node) -> None:
-        if self._generator_consumers[source.id] is not None or node.retry_policy is not None:
+    def _set_generator_consumer(self, source: Node, node: Node, name: str) -> None:
+        is_unmapped = name in node.unmapped
+        if self._generator_consumers[source.id] is not None or node.retry_policy is not None or is_unmapped:
             how = f"task '{node.name}' is retried" if node.retry_policy else "it is the argument of more than one task"
+            how = f"each item of {node.name} gets it as its argument '{name}'" if is_unmapped else how
             raise TypeError(
                 f"Task '{source.name}' is a generator function, so its value can be read once, but {how}: {_RETURN_LIST}"
             )
@@ -185,7 +187,7 @@ class GraphBuilder:
             and source.id in self._generator_consumers
             and (kind is not None or edge_type is EdgeType.ROUTER_ROUTE)
         ):
-            self._set_generator_consumer(source, node)
+            self._set_generator_consumer(source, node, name)
         self._edges.append(Edge(source, node, name, edge_type, router, kind))
 
 
@@ -208,7 +210,7 @@ def _node_from(lazy: Any) -> Node:
     if type(lazy) is LazyResult:
         is_map, has_options = False, lazy._has_options
     else:  # the object may be a mock, which has any attribute
-        is_map, has_options = isinstance(lazy, MappedLazyResult), "_has_options" in vars(lazy)
+        is_map, has_options = isinstance(lazy, MappedLazyResult), not _OPTIONS.isdisjoint(vars(lazy))
     task: Any = lazy.factory if is_map else lazy.task
     retry = lazy._retry_policy
     is_off = retry is not None and not retry.max_attempts
@@ -230,4 +232,10 @@ def _node_from(lazy: Any) -> Node:
     if isinstance(node, NodeWithOptions):
         node.set_options(options_of(lazy))
         node.allow_failure = lazy._allow_failure is True
+        if is_map and lazy._unmapped:
+            node.unmapped = lazy._unmapped
     return node
+
+
+_OPTIONS = frozenset({"_has_options", "_unmapped"})
+"""Attributes of a lazy result that few have."""

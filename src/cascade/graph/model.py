@@ -66,6 +66,7 @@ class Node:
         order: The keys of all arguments in the order of the call, if literal and lazy keyword arguments are mixed.
         label: The label of the call, or of each item of a map.
         tags: The tags of the task, or of a map and its items.
+        unmapped: The names of the arguments of a map that are one value for all items.
         timeout: The limit of each attempt in seconds; None for no limit.
         allow_failure: Whether a failure becomes the value of the node, or of an item of the map.
     """
@@ -87,11 +88,13 @@ class Node:
     if TYPE_CHECKING:
         label: Label | None = field(default=None, init=False)
         tags: tuple[str, ...] = field(default=(), init=False)
+        unmapped: frozenset[str] = field(default=frozenset(), init=False)
         timeout: float | None = field(default=None, init=False)
         allow_failure: bool = field(default=False, init=False)
     else:
         label = None
         tags = ()
+        unmapped = frozenset()
         timeout = None
         allow_failure = False
 

@@ -97,6 +97,7 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
         "threaded": node.threaded,
         "positional": node.positional,
         "order": None if node.order is None else list(node.order),
+        "unmapped": sorted(node.unmapped) or None,
     }
     required = {"id": node.id, "name": node.name, "node_type": node.node_type, "literal_inputs": literals}
     return required | {key: value for key, value in optional.items() if value is not None}
@@ -105,7 +106,8 @@ def _node_to_dict(node: Node) -> dict[str, Any]:
 def _node_from_dict(data: dict[str, Any]) -> Node:
     function, factory = data.get("callable"), data.get("mapping_factory")
     options, allow_failure = options_from_dict(data, function or factory), data.get("allow_failure", False)
-    node = (NodeWithOptions if allow_failure or options != CallOptions() else Node)(
+    unmapped = frozenset(data.get("unmapped", ()))
+    node = (NodeWithOptions if allow_failure or unmapped or options != CallOptions() else Node)(
         id=data["id"],
         name=data["name"],
         node_type=data["node_type"],
@@ -119,7 +121,7 @@ def _node_from_dict(data: dict[str, Any]) -> Node:
     )
     if isinstance(node, NodeWithOptions):
         node.set_options(options)
-        node.allow_failure = allow_failure
+        node.allow_failure, node.unmapped = allow_failure, unmapped
     return node
 
 

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 from cascade.graph.model import Node, NodeWithOptions, join_arguments, split_arguments
 from cascade.runtime._failures import continue_after, publish_failure
+from cascade.runtime._map_items import Items, zip_items
 from cascade.runtime._plan import PlannedNode
 from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext, seconds
@@ -31,7 +31,6 @@ from cascade.runtime.resolvers import ArgumentResolver
 from cascade.spec.failure import Failure
 from cascade.spec.lazy_types import LazyResult, options_of
 from cascade.spec.options import CallOptions
-from cascade.spec.signature import require_items
 from cascade.telemetry.identity import item_id
 from cascade.telemetry.sanitize import masked_tags
 
@@ -113,7 +112,7 @@ class MapExecution:
         self._publish_finished(self._run.outcome(None))
         return values
 
-    async def _run_items(self, items: "Items") -> list[Any]:
+    async def _run_items(self, items: Items) -> list[Any]:
         values: list[Any] = [None] * len(items)
         if values:
             window = self._window(items)
@@ -132,7 +131,7 @@ class MapExecution:
                 del error  # it refers to this frame
         return values
 
-    async def _run_item(self, index: int, items: "Items", values: list[Any]) -> None:
+    async def _run_item(self, index: int, items: Items, values: list[Any]) -> None:
         execution: TaskExecution | None = None
         try:
             execution = self._execution_of(index, items.take(index), items.positional)
@@ -166,7 +165,7 @@ class MapExecution:
     def _counts(self) -> MapCounts:
         return MapCounts(self._done, self._failed, self._cached)
 
-    def _window(self, items: "Items") -> Callable[[], int]:
+    def _window(self, items: Items) -> Callable[[], int]:
         """Return a function that returns the largest number of items in flight: the number of the executor's slots."""
         slots = None
         with suppress(Exception):  # the factory raises the same error for the item itself
@@ -234,63 +233,6 @@ class MapExecution:
         if self._node.tags:
             identity["tags"] = tuple(masked_tags(self._node.tags))
         return identity
-
-
-class Items:
-    """Inputs of the items of a map, in copies of the lists. A value is freed when its last item ends.
-
-    The first `positional` inputs are positional arguments.
-    """
-
-    def __init__(self, lists: dict[str, list[Any]], size: int, positional: int) -> None:
-        self._lists = {name: values.copy() for name, values in lists.items()}
-        self._size = size
-        self.positional = positional
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[index] for name, values in self._lists.items()}
-
-    def take(self, index: int) -> dict[str, Any]:
-        """Remove and return the inputs of an index."""
-        item = self[index]
-        for values in self._lists.values():
-            values[index] = None
-        return item
-
-
-def zip_items(node: Node, inputs: dict[str, Any]) -> Items:
-    """Return the items of a map from its lists. Each list is read once.
-
-    Raises:
-        TypeError: An argument is not an ordered collection.
-        ValueError: The lists have different lengths.
-    """
-    lists = {name: _as_list(node, name, value, len(inputs)) for name, value in split_arguments(inputs, 0)[1].items()}
-    sizes = {name: len(values) for name, values in lists.items()}
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ValueError(f"{node.name}: mismatched lengths of its lists ({shown}); all must be equally long")
-    names = takewhile(lists.__contains__, getattr(node.mapping_factory, "positional_only", ()))
-    args = [lists.pop(name) for name in names]
-    return Items(join_arguments(args, lists), next(iter(sizes.values()), 0), len(args))
-
-
-def _as_list(node: Node, name: str, value: Any, count: int) -> list[Any]:
-    if type(value) is list:
-        return value
-    subject = f"{node.name}: '{name}'"
-    if type(value) is Failure:
-        raise TypeError(
-            f"{subject} must be a list, but the task '{value.task_name}' that makes it failed"
-        ) from value.error
-    require_items(value, subject, is_alone=count == 1)
-    try:
-        return [item for item in value]  # noqa: C416 - list() also calls the length of the value
-    except TypeError as error:
-        raise TypeError(f"{subject} must be a list, got {type(value).__name__}: {error}") from error
 
 
 def _item_node(node: Node, index: int, item: dict[str, Any], positional: int) -> Node:

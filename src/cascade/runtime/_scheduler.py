@@ -9,7 +9,8 @@ from cascade._loggers import get_logger
 from cascade.graph.model import Edge, Graph, Node
 from cascade.runtime._failures import continue_after, publish_failure
 from cascade.runtime._labels import fixed_label
-from cascade.runtime._map_execution import MapExecution, zip_items
+from cascade.runtime._map_execution import MapExecution
+from cascade.runtime._map_items import zip_items
 from cascade.runtime._plan import PlannedNode, release_plan, set_order
 from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunClock, RunContext

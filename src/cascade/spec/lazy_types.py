@@ -19,6 +19,7 @@ from cascade.spec.options import NO_TIMEOUT, CallOptions, Label, checked_label
 from cascade.spec.protocols import LazyFactory
 from cascade.spec.retry import MAX_DELAY, RetryOn, RetryPolicy, checked_timeout
 from cascade.spec.tags import checked_tags
+from cascade.spec.unmapped import without_marks
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy"]
 
@@ -114,6 +115,7 @@ class Lazy(Target[Value_co], Argument):
     _tags: tuple[str, ...] | None = None
     _timeout: float | None = None
     _allow_failure: bool = False
+    _unmapped: frozenset[str] = frozenset()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, type(self)):
@@ -309,13 +311,16 @@ class MappedLazyResult(Lazy[list[T]], Generic[T]):
         return allowed  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
-        """Copy iterators, sets and views to lists.
+        """Take the values of unmapped arguments out of their marks. Copy iterators, sets and views to lists.
 
         An iterator can be read once, and a graph finds no lazy results in a set or view.
         """
-        if any(issubclass(type(value), _COPIED) for value in self.mapping_kwargs.values()):
-            copies = {name: list(v) if issubclass(type(v), _COPIED) else v for name, v in self.mapping_kwargs.items()}
-            self.mapping_kwargs = copies
+        given, names = without_marks(self.mapping_kwargs)
+        if names:
+            self._unmapped = names
+        copied = [n for n, value in given.items() if n not in names and issubclass(type(value), _COPIED)]
+        if names or copied:
+            self.mapping_kwargs = {**given, **{name: list(given[name]) for name in copied}}
 
 
 _COPIED = (Iterator, KeysView, ValuesView, ItemsView, AbstractSet)

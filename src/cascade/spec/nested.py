@@ -18,6 +18,7 @@ from typing import Any
 from cascade.spec.lazy_types import LazyResult, MappedLazyResult
 from cascade.spec.resource import Inject
 from cascade.spec.routing import Router
+from cascade.spec.unmapped import Unmapped
 
 LAZY = (LazyResult, MappedLazyResult)
 SOURCES = (*LAZY, Router)
@@ -257,6 +258,8 @@ def _refuse_hidden(value: Any, name: str, *, is_nested: bool) -> bool:
             raise TypeError(
                 f"{name}: cs.inject('{value.resource_name}') is in a container; make it an argument of its own"
             )
+    elif issubclass(type(value), Unmapped):
+        raise TypeError(f"{name}: cs.unmapped(...) is an argument of .map(...) only; give the value itself")
     elif _is_iterator(value):
         raise TypeError(
             f"{name}: an iterator ({kind}) can be read once only, and may contain lazy results; give a list"

@@ -10,10 +10,11 @@ from keyword import iskeyword
 from types import FunctionType, MethodType
 from typing import Any
 
-from cascade.spec.nested import SOURCES, require_values
+from cascade.spec.nested import SOURCES, require_values, require_visible
 from cascade.spec.resource import Inject
+from cascade.spec.unmapped import Unmapped, require_list
 
-_CONSTANT = "for the same value in each call, give [value] * n"
+_CONSTANT = "for the same value in each call, wrap it in cs.unmapped(...)"
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 Check = Callable[..., object]
@@ -106,10 +107,14 @@ def _compiled(parameters: str) -> FunctionType:
 
 
 def require_literal_items(lists: Mapping[str, Any], owner: str) -> None:
-    """Raise TypeError unless each argument of a `.map` is lazy or an ordered collection. The text names `owner`."""
+    """Raise TypeError unless each argument of a `.map` is lazy, unmapped, or an ordered collection. The text names `owner`."""
+    constants = [name for name, value in lists.items() if type(value) is Unmapped]
+    require_list(constants, len(lists), owner)
     for name, value in lists.items():
-        if not issubclass(type(value), SOURCES):
-            require_items(value, f"{owner}: '{name}'", is_alone=len(lists) == 1)
+        if type(value) is Unmapped:
+            require_visible((), {name: value.value}, owner)
+        elif not issubclass(type(value), SOURCES):
+            require_items(value, f"{owner}: '{name}'", is_alone=len(lists) - len(constants) == 1)
 
 
 def require_items(value: object, name: str, *, is_alone: bool = True) -> None:
@@ -124,11 +129,13 @@ def require_items(value: object, name: str, *, is_alone: bool = True) -> None:
         unit = "character" if issubclass(kind, (str, UserString)) else "byte"
         reason = f"which would be one call for each {unit}; {_CONSTANT}"
     elif issubclass(kind, Mapping):
-        reason = "which has no list of values: give list(d), list(d.values()) or list(d.items())"
+        reason = f"which has no list of values: give list(d), list(d.values()) or list(d.items()); {_CONSTANT}"
     elif issubclass(kind, AbstractSet) and not is_alone and not issubclass(kind, MappingView):
         reason = "which has no order that matches the other arguments: give sorted(...) or list(...)"
     elif issubclass(kind, Inject):
-        reason = "which is one value for all calls: make it the default of the parameter"
+        reason = (
+            "which is one value for all calls: make it the default of the parameter, or wrap it in cs.unmapped(...)"
+        )
     elif hasattr(kind, "__dataframe__") or hasattr(kind, "iterrows"):
         reason = "which iterates over its columns: give one list for each parameter, such as list(frame['name'])"
     elif hasattr(kind, "__iter__") or hasattr(kind, "__getitem__"):

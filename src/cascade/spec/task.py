@@ -19,6 +19,7 @@ from cascade.spec.signature import (
     require_function,
     require_literal_items,
 )
+from cascade.spec.unmapped import Unmapped
 
 __all__ = ["LazyResult", "MappedLazyResult", "RetryPolicy", "Task", "task"]
 
@@ -127,13 +128,15 @@ class Task(Generic[P, R]):
         require_visible(args, kwargs, self.name)
         return LazyResult(self, args, kwargs)
 
-    def map(self, /, **kwargs: Iterable[Any]) -> MappedLazyResult[R]:
+    def map(self, /, **kwargs: Iterable[Any] | Unmapped[Any]) -> MappedLazyResult[R]:
         """Call the task once for each index of the given lists, which must have the same length.
 
-        A list is any ordered iterable. An iterator is read at once. Without a list the map is empty.
+        A list is any ordered iterable. An iterator is read at once. Without a list the map is empty. `cs.unmapped(value)` is
+        the same value in each call.
 
         Raises:
-            TypeError: The function does not accept these arguments, or an argument is not an ordered iterable.
+            TypeError: The function does not accept these arguments, an argument is neither an ordered iterable nor unmapped,
+                or all arguments are unmapped.
         """
         self.check_map(kwargs)
         require_literal_items(kwargs, f"{self.name}.map()")

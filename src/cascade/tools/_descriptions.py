@@ -50,8 +50,10 @@ class Descriptions:
             yield self._items(node)
 
     def _items(self, node: Node) -> str:
-        sizes = [size for value in node.literal_inputs.values() if (size := _size(value)) is not None]
-        sources = (self._name_of_source(edge) for edge in self._edges[node.id] if edge.edge_type is EdgeType.DATA)
+        lists = {name: value for name, value in node.literal_inputs.items() if name not in node.unmapped}
+        sizes = [size for value in lists.values() if (size := _size(value)) is not None]
+        edges = [e for e in self._edges[node.id] if e.edge_type is EdgeType.DATA and e.arg_name not in node.unmapped]
+        sources = map(self._name_of_source, edges)
         return (
             _count(sizes[0]) if sizes else ", ".join(f"items of {name}" for name in dict.fromkeys(sources)) or _count(0)
         )
@@ -150,10 +152,12 @@ def _options(node: Node) -> Iterator[str]:
         yield "allow_failure"
     if node.cache_policy is not None:
         yield f"cache: {'none' if node.cache_policy is NO_CACHE else type(node.cache_policy).__name__}"
-    if node.label is not None:
+    if node.label:
         yield f"label: {node.label if isinstance(node.label, str) else f'by {_name_of(node.label)}'}"
     if node.tags:
         yield f"tags: {', '.join(node.tags)}"
+    if node.unmapped:
+        yield f"unmapped: {', '.join(sorted(node.unmapped))}"
 
 
 def _retries(policy: RetryPolicy) -> str:
