@@ -1,5 +1,6 @@
 """The options of a command line that belong to the run, and its help."""
 
+import asyncio
 import functools
 import json
 from typing import Any
@@ -179,6 +180,17 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing() -> None:
         "[2/2] t (Literals: {})",
     ]
     assert invoke(target, "--dry-run").exit_code == 2
+
+
+@pytest.mark.parametrize("log_level", ["INFO", "OFF"])
+def test_a_run_that_exceeds_its_timeout_fails_without_a_traceback(log_level: str) -> None:
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    result = invoke(cs.task(wait)(), "--timeout", "0.05", "--log-level", log_level)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("TimeoutError: ") == 1
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["connector", "timeout", "max-workers", "run-name", "tag", "dry-run"])
