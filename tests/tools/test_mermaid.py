@@ -21,7 +21,7 @@ EDGE = re.compile(rf"  n\d+ (?:-->|-\.->)\|{LABEL}\| n\d+")
 
 MORE_NAMES = [
     *(*NAMES, "__init__", "_private", "a_b", "**bold**", "`code`", "1. first", "12) twelfth", "- item", "# title"),
-    *("style: a#b", "classDef x: y#z", "$$x$$", "a --> b", "[link](x)", "%%{init: {'theme': 'dark'}}%%", "~x~", "\\"),
+    *("style:a#b", "classDef x:y#z", "$$x$$", "a --> b", "[link](x)", "%%{init: {'theme': 'dark'}}%%", "~x~", "\\"),
 ]
 
 
