@@ -1,5 +1,6 @@
 """A graph that `from_json` returns is a target."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -70,6 +71,11 @@ async def test_it_runs_inside_an_event_loop_and_inside_a_task(restored: Graph) -
         return value
 
     assert await cs.run_async(restored, log_level="OFF") == await cs.run_async(outer(), log_level="OFF")
+
+
+async def test_it_runs_several_times_at_once(restored: Graph) -> None:
+    runs = [cs.run_async(restored, {"count": count}, log_level="OFF") for count in range(8)]
+    assert await asyncio.gather(*runs) == [1 + 3 + count + 11 + 22 for count in range(8)]
 
 
 def test_the_text_of_a_restored_graph_is_the_same(restored: Graph) -> None:
