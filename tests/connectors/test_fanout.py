@@ -143,6 +143,17 @@ class TracingConnector(MemoryConnector):
         return active()
 
 
+def test_a_view_of_one_connector_replaces_lines_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    class View(MemoryConnector):
+        def shows(self, msg_id: str) -> bool:
+            return msg_id == "task.started"
+
+    cs.run(one(), connector=[MemoryConnector(), View()])
+    shown = capsys.readouterr().err
+    assert "Running one" not in shown
+    assert "Finished one" in shown
+
+
 def test_the_span_of_the_first_connector_is_current() -> None:
     log: list[str] = []
     run_with(FanoutConnector([TracingConnector("a", log), TracingConnector("b", log), MemoryConnector()]), one())

@@ -66,6 +66,27 @@ def test_an_unknown_level_is_refused_with_the_choices(make: Make, level: Any) ->
         make(min_level=level)
 
 
+@pytest.mark.injects_errors("the function of the program raises")
+@pytest.mark.parametrize(
+    ("min_level", "level", "is_displayed", "is_printed"),
+    [
+        ("INFO", "info", lambda msg_id: msg_id == "task.started", False),
+        ("INFO", "info", lambda msg_id: msg_id == "task.skipped", True),
+        ("INFO", "warning", lambda _: True, True),
+        ("DEBUG", "info", lambda _: True, True),
+        ("INFO", "info", lambda _: "another meaning of the method", True),
+        ("INFO", "info", lambda: True, True),  # the call raises
+    ],
+)
+def test_lines_that_a_view_shows_are_not_printed(
+    min_level: str, level: str, is_displayed: Any, is_printed: bool
+) -> None:
+    stream = io.StringIO()
+    renderer = cli(stream, min_level=min_level, is_displayed=is_displayed)
+    renderer.render("task.started", level, task_name="load")
+    assert bool(stream.getvalue()) is is_printed
+
+
 @pytest.mark.parametrize("make", [cli, JsonRenderer])
 def test_the_current_stderr_is_the_default_stream(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make().render("x", "info")

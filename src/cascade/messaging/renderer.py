@@ -87,8 +87,15 @@ class CliRenderer(_LineRenderer):
         self._is_displayed = None if self._min_level < LEVELS["INFO"] else is_displayed
 
     def render(self, msg_id: str, level: str, **kwargs: Any) -> None:
-        if self._is_shown(level) and not (level == "info" and self._is_displayed and self._is_displayed(msg_id)):
+        if self._is_shown(level) and not (level == "info" and self._is_displayed and self._is_hidden(msg_id)):
             self._write(_text_of(self._store, msg_id, kwargs))
+
+    def _is_hidden(self, msg_id: str) -> bool:
+        try:
+            return self._is_displayed is not None and self._is_displayed(msg_id) is True
+        except Exception as error:  # noqa: BLE001 - a connector of the program must not lose a line
+            raise_in_tests(error)
+            return False
 
 
 class JsonRenderer(_LineRenderer):
