@@ -113,7 +113,8 @@ def _signals_wake(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         reader.setblocking(False)
         writer.setblocking(False)
         try:
-            loop.add_reader(reader, reader.recv, 4096)
+            # A function of Python: the interpreter handles signals between bytecodes, and uvloop's loop has none.
+            loop.add_reader(reader, lambda: reader.recv(4096))
         except NotImplementedError:  # the loop of Windows does this itself
             yield
             return

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from cascade.testing import OtlpReceiver
 from stack import build
 from tests.e2e import stacks
 from tests.lab.programs import is_missing, program
 
 _COMPOSE = "CASCADE_E2E_COMPOSE"
 _compose_is_up = bool(os.environ.get(_COMPOSE))  # read at import: tests run without the caller's variables
+
+
+@pytest.fixture
+def receiver() -> Iterator[OtlpReceiver]:
+    with OtlpReceiver() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

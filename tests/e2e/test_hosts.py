@@ -1,17 +1,8 @@
-"""Runs in web servers, workers and a notebook, with the programs of `docs/servers.md`."""
+"""Runs in web servers and workers, with the programs of `docs/servers.md`."""
 
-import concurrent.futures
 import json
-import os
-import re
-import signal
-import socket
-import subprocess
 import sys
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID
@@ -19,100 +10,18 @@ from uuid import UUID
 import pytest
 
 from cascade.testing import OtlpReceiver
-from stack.build import ROOT
 from tests.connectors.otel.instances import runs_by_instance, spans_by_instance
 from tests.connectors.otel.logs.conftest import lines
+from tests.e2e.hosts import check_counts, environment, example, get_all, listening, run, serving
 from tests.lab.programs import is_missing
-from tests.lab.waiting import HANG
-
-BLOCK = re.compile(r"^## (.+?)$|^```py\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
 def hosts() -> None:
     """Skip the test without the packages of the dependency group `hosts`, which `make test-extras` does not install."""
-    packages = ("gunicorn", "celery", "fastapi", "uvicorn", "nbclient", "ipykernel", "opentelemetry.distro")
+    packages = ("gunicorn", "celery", "fastapi", "uvicorn", "opentelemetry.distro")
     if absent := [name for name in packages if find_spec(name) is None]:
         is_missing(", ".join(absent))
-
-
-@pytest.fixture
-def receiver() -> Iterator[OtlpReceiver]:
-    with OtlpReceiver() as found:
-        yield found
-
-
-def example(section: str) -> str:
-    """Return the program of a section of the page."""
-    found: dict[str, str] = {}
-    current = ""
-    for title, code in BLOCK.findall((ROOT / "docs" / "servers.md").read_text("utf-8")):
-        current = title or current
-        if code:
-            found[current] = code
-    return found[section]
-
-
-def environment(receiver: OtlpReceiver, **more: str) -> dict[str, str]:
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("OTEL_", "CASCADE_"))}
-    exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http_endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
-    return {**inherited, **exporting, "PYTHONUNBUFFERED": "1", **more}
-
-
-@contextmanager
-def serving(folder: Path, environ: Mapping[str, str], *arguments: str, descriptor: int = 0) -> Iterator[None]:
-    """Start a server process, and stop it with SIGTERM. Its output is shown if the test fails."""
-    command = [sys.executable, "-m", *arguments]
-    log = folder / "output.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environ, stdout=output, stderr=output, pass_fds=(descriptor,) if descriptor else ()
-        )
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(HANG)
-        finally:
-            process.kill()
-            print(log.read_text())  # noqa: T201 - pytest shows it
-    assert "lost" not in log.read_text()
-
-
-def run(folder: Path, environ: Mapping[str, str], *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=HANG, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "lost" not in done.stderr
-    return done.stdout
-
-
-@contextmanager
-def listening() -> Iterator[tuple[str, int]]:
-    """Return a socket that a server inherits, so that no other program can use the port."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        os.set_inheritable(bound.fileno(), True)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}", bound.fileno()
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=HANG) as answer:  # noqa: S310 - ours
-        return str(answer.read().decode())
-
-
-def get_all(urls: list[str]) -> list[str]:
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        return list(pool.map(get, urls))
-
-
-def check_counts(receiver: OtlpReceiver, task: str, runs: int) -> Counter[str]:
-    """Check that runs, spans and metrics are consistent for each process; return the number of runs per process."""
-    by_process = spans_by_instance(receiver, f"run {task}")
-    assert by_process.total() == runs
-    assert spans_by_instance(receiver, task) == spans_by_instance(receiver, f"run {task} started") == by_process
-    assert runs_by_instance(receiver) == by_process
-    assert receiver.spans.orphans() == []
-    return by_process
 
 
 @pytest.mark.parametrize("options", [["--preload"], []], ids=["preload", "no preload"])
@@ -181,39 +90,6 @@ def test_fastapi_under_uvicorn(receiver: OtlpReceiver, tmp_path: Path) -> None:
             urls = [f"{url}/{way}/{x}" for x in range(6) for way in ("async", "thread")]
             assert get_all(urls) == [str(2 * x) for x in range(6) for _ in range(2)]
     assert len(check_counts(receiver, "double", 12)) == 1
-
-
-def test_a_notebook(receiver: OtlpReceiver, tmp_path: Path) -> None:
-    program = """
-import json, sys, nbformat
-from nbclient import NotebookClient
-cells = [nbformat.v4.new_code_cell(code) for code in json.load(sys.stdin)]
-cells[-1].metadata["tags"] = ["raises-exception"]
-notebook = nbformat.v4.new_notebook(cells=cells)
-NotebookClient(notebook, kernel_name="python3", timeout=100).execute()
-print(json.dumps([[output.get("data", {}).get("text/plain") or output.get("evalue") for output in cell.outputs]
-                  for cell in notebook.cells]))
-"""
-    cells = [
-        example("Notebooks"),
-        "await cs.run_async(double(4), connector=connector, log_level='WARNING')",
-        "cs.run(double(1))",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(cells),
-        cwd=tmp_path,
-        env=environment(receiver),
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second, (error,) = json.loads(done.stdout)
-    assert (first, second) == (["42"], ["8"])
-    assert "run_async" in error
-    assert len(check_counts(receiver, "double", 2)) == 1
 
 
 def test_opentelemetry_instrument(receiver: OtlpReceiver, tmp_path: Path) -> None:
