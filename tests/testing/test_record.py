@@ -168,3 +168,21 @@ def test_spans_without_the_extra_name_the_extra(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ImportError, match=r"pip install 'cascade-runs\[otel\]'"):
         record_run(one(), spans=True)
     assert len(record_run(one(), spans=False).spans) == 0
+
+
+async def test_options_of_the_run() -> None:
+    @cs.task
+    def divide(x: int) -> int:
+        return 6 // x
+
+    @cs.task
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    both = [divide(0), divide(3)]
+    run = await record_run_async(both, spans=False, fail_fast=False, name="nightly", tags=["a"], run_id="mine")
+    assert isinstance(run.error, ZeroDivisionError)
+    assert sorted(run.states("divide")) == ["COMPLETED", "FAILED", "RUNNING", "RUNNING"]
+    assert {payload["run_id"] for payload in run.payloads} == {"mine"}
+    assert isinstance((await record_run_async(wait(), spans=False, timeout=0.01)).error, TimeoutError)
+    assert isinstance((await asyncio.to_thread(record_run, wait(), spans=False, timeout=0.01)).error, TimeoutError)

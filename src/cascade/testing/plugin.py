@@ -1,12 +1,13 @@
 """Fixtures for pytest. pytest loads this module in each project with Cascade, so it imports the rest on first use."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import pytest
 
 if TYPE_CHECKING:
     from cascade.spec.resource import ResourceDefinition
+    from cascade.spec.targets import EngineOptions
     from cascade.testing.receiver import OtlpReceiver
     from cascade.testing.record import FixedClock, RunRecord
 
@@ -23,6 +24,7 @@ class CascadeRun(Protocol):
         resources: "Iterable[ResourceDefinition]" = (),
         clock: "FixedClock | None" = None,
         spans: bool | None = None,
+        **options: "Unpack[EngineOptions]",
     ) -> "RunRecord":
         """Run a workflow without a server and return its record. An error of the run is recorded, not raised."""
         ...
@@ -40,6 +42,7 @@ class CascadeRunAsync(Protocol):
         resources: "Iterable[ResourceDefinition]" = (),
         clock: "FixedClock | None" = None,
         spans: bool | None = None,
+        **options: "Unpack[EngineOptions]",
     ) -> "RunRecord":
         """Run a workflow in the event loop of the test and return its record."""
         ...

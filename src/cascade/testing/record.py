@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 from cascade._imports import missing_extra
 from cascade.adapters.executors.local import LocalExecutor
@@ -16,6 +16,7 @@ from cascade.runtime.events import Event
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.runtime.threads import in_thread
 from cascade.spec.resource import ResourceDefinition
+from cascade.spec.targets import EngineOptions
 from cascade.spec.telemetry import Body, Header, TaskStateEvent
 from cascade.telemetry.wire import decode
 from cascade.testing.spans import Spans
@@ -81,6 +82,7 @@ def record_run(
     resources: Iterable[ResourceDefinition] = (),
     clock: FixedClock | None = None,
     spans: bool | None = None,
+    **options: Unpack[EngineOptions],
 ) -> RunRecord:
     """Run a workflow without a server and return its record. An error of the run is recorded, not raised.
 
@@ -91,6 +93,7 @@ def record_run(
         resources: Resources that tasks inject by name.
         clock: The clock of the run.
         spans: True records spans, False does not. None records them if the extra `[otel]` is installed.
+        options: `run_id`, `name`, `tags`, `timeout`, `fail_fast` and `cache`, as for `cs.run`.
 
     Raises:
         RuntimeError: An event loop is running in this thread: use `record_run_async` there.
@@ -98,7 +101,7 @@ def record_run(
     """
     _refuse_event_loop()
     recording = _Recording(system_resources, resources, clock, spans)
-    asyncio.run(recording.perform(target, params))
+    asyncio.run(recording.perform(target, params, options))
     return recording.record()
 
 
@@ -110,6 +113,7 @@ async def record_run_async(
     resources: Iterable[ResourceDefinition] = (),
     clock: FixedClock | None = None,
     spans: bool | None = None,
+    **options: Unpack[EngineOptions],
 ) -> RunRecord:
     """Run a workflow in the running event loop and return its record: in an async test, in a notebook.
 
@@ -122,7 +126,7 @@ async def record_run_async(
     require_event_loop("record_run_async", without="record_run")
     # A tracer provider detects its resource in threads that it waits for, which would block the event loop.
     recording = await in_thread(_Recording, system_resources, resources, clock, spans)
-    await recording.perform(target, params)
+    await recording.perform(target, params, options)
     return await in_thread(recording.record)
 
 
@@ -163,10 +167,10 @@ class _Recording:
         self._value: Any = None
         self._error: BaseException | None = None
 
-    async def perform(self, target: Any, params: Mapping[str, Any] | None) -> None:
+    async def perform(self, target: Any, params: Mapping[str, Any] | None, options: EngineOptions) -> None:
         """Run the target. The value is not returned: in debug mode `asyncio.run` calls `repr` on the result of its task."""
         try:
-            self._value = await self._engine.run(target, dict(params or {}))
+            self._value = await self._engine.run(target, dict(params or {}), **options)
         except Exception as error:  # noqa: BLE001 - recorded
             self._error = error
         except asyncio.CancelledError as error:
