@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from cascade._run import execute, execute_async, run, run_async
     from cascade._run.result import RunResult
+    from cascade.adapters.caching.disk import DiskCache
     from cascade.adapters.executors.local import LocalExecutor
     from cascade.adapters.solvers.native import NativeSolver
     from cascade.connectors.console import ConsoleConnector as ConsoleConnector
@@ -62,6 +63,7 @@ __all__ = [
     "Connector",
     "CorrelationFilter",
     "DependencyMissingError",
+    "DiskCache",
     "Engine",
     "Env",
     "EnvSpec",
@@ -113,7 +115,9 @@ __all__ = [
 
 _EXPORTS = {
     "_run": ("execute", "execute_async", "run", "run_async"),
+    "_run": ("run", "run_async"),
     "_run.result": ("RunResult",),
+    "adapters.caching.disk": ("DiskCache",),
     "adapters.executors.local": ("LocalExecutor",),
     "adapters.solvers.native": ("NativeSolver",),
     "connectors.fanout": ("FanoutConnector",),

@@ -22,7 +22,10 @@ EXEMPT: dict[tuple[str, str], str] = {
     ("cascade/_forks.py", "__enter__"): "waits for a few statements of another thread, or for a fork",
     ("connectors/mqtt/options.py", "_tls_context"): "a connector checks its files when it is constructed",
     ("connectors/mqtt/session.py", "wake"): "sleeps for 0.1 ms, to release the lock of the interpreter",
-    ("adapters/caching/file_existence.py", "check"): "reads the state of one file, in less time than a thread starts",
+    (
+        "adapters/caching/disk.py",
+        "look_up",
+    ): "reads up to 64 KiB, in less time than a thread starts; threads read from a slow disk",
     ("testing/_http_server.py", "stop"): "a test ends its server",
 }
 """Functions that may block, by the end of their file's path and their name, with the reason."""

@@ -39,8 +39,8 @@ def run(target: Any, options: RunOptions) -> Any:  # noqa: D417 - Args lists the
         tags: Texts to find the run by, in messages and in `cascade.run.tags`.
         timeout: Limit of the run in seconds, above 0. It includes the setup of resources, and not their teardown.
         fail_fast: With False, a failed task stops only the tasks that depend on it.
-        cache: The cache of all tasks that have none of their own. None uses the cache of the run that the calling task
-            belongs to, if there is one.
+        cache: The cache of all tasks that have none of their own, such as `cs.DiskCache(".cascade")`. Runs that the tasks
+            start have the same cache, unless they have one of their own.
 
     Raises:
         RuntimeError: An event loop is running in this thread: `await cs.run_async(…)` there.

@@ -95,7 +95,12 @@ class CachedCall:
         return MISS if hit is None else hit.value
 
     async def store(self, value: Any) -> None:
-        """Store the value of the task. The task has succeeded: after an error, only a later run misses the value."""
+        """Store the value of the task, unless it is the failure of another task.
+
+        The task has succeeded: after an error, only a later run misses the value.
+        """
+        if type(value) is Failure:
+            return
         try:
             stored = self._cache.store(self._call, value)
             if stored is not None:

@@ -86,14 +86,25 @@ def is_left_running() -> bool:
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """Call a function like `asyncio.to_thread`. After the end of the main thread, call it in this thread."""
+    call = _submit(function, *args)
+    return function(*args) if call is None else await call
+
+
+async def to_end_in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a function as `in_thread` does. A cancellation does not withdraw the call."""
+    call = _submit(function, *args)
+    return function(*args) if call is None else await asyncio.shield(call)
+
+
+def _submit(function: Callable[..., T], *args: Any) -> asyncio.Future[T] | None:
+    """Call a function in a thread of the event loop. Returns None after the end of the main thread."""
     context = copy_context()
     try:
-        call = asyncio.get_running_loop().run_in_executor(None, partial(context.run, partial(function, *args)))
+        return asyncio.get_running_loop().run_in_executor(None, partial(context.run, partial(function, *args)))
     except RuntimeError as error:
         if not is_shutdown_error(error):
             raise
-        return function(*args)
-    return await call
+        return None
 
 
 @context_manager

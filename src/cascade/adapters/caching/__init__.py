@@ -1,6 +1,7 @@
 """Cache policies."""
 
-from cascade.adapters.caching import file_existence
+from cascade.adapters.caching import disk, file_existence
+from cascade.adapters.caching.disk import DiskCache
 from cascade.adapters.caching.file_existence import FileExistenceCache
 
-__all__ = ["FileExistenceCache", "file_existence"]
+__all__ = ["DiskCache", "FileExistenceCache", "disk", "file_existence"]
