@@ -115,7 +115,6 @@ __all__ = [
 
 _EXPORTS = {
     "_run": ("execute", "execute_async", "run", "run_async"),
-    "_run": ("run", "run_async"),
     "_run.result": ("RunResult",),
     "adapters.caching.disk": ("DiskCache",),
     "adapters.executors.local": ("LocalExecutor",),

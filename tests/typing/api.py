@@ -354,3 +354,17 @@ plain(1).with_cache(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgume
 assert_type(cs.get_logger(), logging.LoggerAdapter[logging.Logger])
 assert_type(cs.get_logger("app"), logging.LoggerAdapter[logging.Logger])
 cs.get_logger(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# Caches
+class NamedPolicy:
+    def check(self, task_id: str, inputs: dict[str, Any], *, task_name: str) -> Any: ...
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any, *, task_name: str) -> None: ...
+
+
+assert_type(plain(1).with_cache(cs.DiskCache("results", version="1", ttl=60, max_bytes=1_000)), LazyResult[float])
+plain(1).with_cache(None).with_cache(NamedPolicy()).with_cache(FileExistenceCache("out"))
+cs.run(plain(1), cache=cs.DiskCache())
+cs.run(plain(1), cache=".cascade")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+assert_type(cs.DiskCache().clear(), int)
+assert_type(cs.DiskCache().stats().bytes, int)

@@ -10,7 +10,16 @@ from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime.resolvers import Arguments
 from cascade.runtime.task_context import CURRENT_TASK
-from cascade.spec.caching import NO_CACHE, Cache, CacheError, CacheHit, ResultCache, TaskCall, checked_cache
+from cascade.spec.caching import (
+    NO_CACHE,
+    Cache,
+    CacheError,
+    CacheHit,
+    NamedCachePolicy,
+    ResultCache,
+    TaskCall,
+    checked_cache,
+)
 from cascade.spec.failure import Failure
 from cascade.spec.protocols import CachePolicy
 
@@ -111,9 +120,9 @@ class CachedCall:
 
 
 class _PolicyCache:
-    """Adapts a `CachePolicy`. Whether its methods receive the name of the task is decided once."""
+    """Adapts a policy to a `ResultCache`. Whether its methods receive the name of the task is decided once."""
 
-    def __init__(self, policy: CachePolicy) -> None:
+    def __init__(self, policy: CachePolicy | NamedCachePolicy) -> None:
         self._check: Callable[..., Any] = _with_name(policy.check)
         self._save: Callable[..., object] = _with_name(policy.save)
 

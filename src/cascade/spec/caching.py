@@ -58,7 +58,19 @@ class ResultCache(Protocol):
         ...
 
 
-Cache = CachePolicy | ResultCache
+class NamedCachePolicy(Protocol):
+    """A `CachePolicy` whose methods receive the name of the task."""
+
+    def check(self, task_id: str, inputs: dict[str, Any], *, task_name: str) -> Any:
+        """Return the stored value of the task, or None to run it."""
+        ...
+
+    def save(self, task_id: str, inputs: dict[str, Any], output: Any, *, task_name: str) -> None:
+        """Store the output of a task that succeeded."""
+        ...
+
+
+Cache = CachePolicy | NamedCachePolicy | ResultCache
 """Any cache that `with_cache`, `@cs.task(cache=…)` and `cs.run(cache=…)` accept."""
 
 

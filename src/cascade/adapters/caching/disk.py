@@ -9,16 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cascade.adapters.caching._entries import (
-    PROTOCOL,
-    CacheStats,
-    Entries,
-    Opened,
-    UnusableError,
-    dump_entry,
-    write_entry,
-)
-from cascade.adapters.caching._keys import FailureKeyError, TooLargeError, key_of
+from cascade.adapters.caching._digests import FailureKeyError, TooLargeError
+from cascade.adapters.caching._entries import CacheStats, Entries, UnusableError
+from cascade.adapters.caching._entry_format import PROTOCOL, Opened, dump_entry, write_entry
+from cascade.adapters.caching._keys import key_of
 from cascade.runtime.threads import in_thread, to_end_in_thread
 from cascade.spec.caching import CacheError, CacheHit, TaskCall
 
@@ -127,6 +121,8 @@ class DiskCache:
             self._entries.write(key, partial(dump_entry, value) if payload is None else partial(write_entry, payload))
         except UnusableError as error:
             self._warn(error)
+        except CacheError:
+            raise
         except Exception as error:
             raise _cannot_pickle(value, error) from error
 
