@@ -18,6 +18,7 @@ OTHER_ENGINES = "other_engines"
 SUBJECTS = (
     "engine",
     "threads",
+    "cache",
     "traced",
     "burst",
     "memory",

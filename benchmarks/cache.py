@@ -1,0 +1,62 @@
+"""Runs with `DiskCache`: the second run against the first one, and the first one against a run without a cache."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import cascade as cs
+from benchmarks._measure import Goal, Pair, Row, timed, versus
+from benchmarks._process import call
+from benchmarks._scale import Scale
+
+GOAL = Goal(0.3)
+PAUSE = 0.001
+STEPS = 12_000
+"""Additions that take about 1 ms."""
+
+
+def sleep(x: int) -> int:
+    time.sleep(PAUSE)
+    return x
+
+
+def compute(x: int) -> int:
+    for step in range(STEPS):
+        x += step
+    return x
+
+
+WORK = {"sleep": sleep, "compute": compute}
+
+
+def measure(work: str, size: int, rounds: int) -> tuple[list[Pair], list[Pair]]:
+    """Return the seconds per task: of the second and the first run, and of the first run and a run without a cache."""
+    task: Any = cs.task(WORK[work])
+    target = task.map(x=list(range(size)))
+    hits, stores = list[Pair](), list[Pair]()
+    cs.run(task(0), log_level="ERROR")
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as directory:
+            none = _seconds(target, None, size)
+            first = _seconds(target, cs.DiskCache(directory), size)
+            hits.append((_seconds(target, cs.DiskCache(directory), size), first))
+            stores.append((first, none))
+    return hits, stores
+
+
+def _seconds(target: Any, cache: cs.DiskCache | None, size: int) -> float:
+    return timed(lambda: cs.run(target, cache=cache, log_level="ERROR")) / size
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    size = scale.sizes[:2][-1]
+    for work in WORK:
+        hits, stores = call(measure, work=work, size=size, rounds=scale.rounds)
+        what = f"cached 1 ms tasks, {work}, {size:,}"
+        yield versus(
+            f"{what}, second run against the first, per task", [(a, b) for a, b in hits], "µs", GOAL, scale=1e6
+        )
+        yield versus(
+            f"{what}, first run against one without a cache, per task", [(a, b) for a, b in stores], "µs", scale=1e6
+        )
