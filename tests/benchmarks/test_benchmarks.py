@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = {
     "engine": ("engine, layered, 50, per task", "engine, map, cost per task at 100 against 10, once"),
     "threads": ("thread tasks, 1 ms, 50, per task",),
+    "cache": ("cached 1 ms tasks, sleep, 50, second run against the first, per task",),
     "traced": (
         "task spans received, gRPC, and orphans",
         "the same with all defaults, log lines on a pipe included, gRPC, 50",

@@ -56,3 +56,9 @@ def test_without_opentelemetry_a_command_gets_the_context_of_this_process(state:
     parent, given, baggage = done.stdout.strip().split("+")
     assert re.fullmatch(f"00-{'a' * 32}-(?!{'b' * 16})[0-9a-f]{{16}}-01", parent)
     assert (given, baggage) == (seen, "tenant=blue")
+
+
+def test_a_command_runs_again_in_a_run_with_a_cache(tmp_path: Path) -> None:
+    target = cs.shell(f"echo x >> '{tmp_path / 'out'}'; wc -l < '{tmp_path / 'out'}'")
+    cache = cs.DiskCache(tmp_path / "cache")
+    assert [cs.run(target, cache=cache, log_level="OFF").strip() for _ in range(2)] == ["1", "2"]

@@ -65,3 +65,17 @@ def test_errors_of_the_file_and_of_its_tasks_are_raised_unchanged(tmp_path: Path
     path.write_text("raise LookupError('at import')")
     with pytest.raises(LookupError, match="at import"):
         cs.run(cs.subflow(str(path), "x"))
+
+
+def test_the_tasks_of_the_file_have_the_cache_of_the_run(tmp_path: Path) -> None:
+    file, log = tmp_path / "flow.py", tmp_path / "log"
+    for number in (1, 1, 2):
+        file.write_text(
+            "import cascade as cs\nfrom pathlib import Path\n"
+            "@cs.task\ndef work():\n"
+            f"    with Path({str(log)!r}).open('a') as file:\n        file.write('x')\n    return {number}\n"
+            "target = work()\n"
+        )
+        target = cs.subflow(str(file), "target")
+        assert cs.run(target, cache=cs.DiskCache(tmp_path / "cache"), log_level="OFF") == number
+    assert log.read_text() == "xx"

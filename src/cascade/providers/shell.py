@@ -17,7 +17,7 @@ _MAX_STDERR = 2_000
 """Number of characters from the end of stderr in the error of a failed command."""
 
 
-@task(name="shell")
+@task(name="shell", cache=False)
 async def shell(command: str | Sequence[str], check: bool = True) -> str:
     """Run a command and return its stripped stdout. A string runs in the shell, a list without it.
 

@@ -15,7 +15,7 @@ from cascade.spec.lazy_types import Target
 from cascade.spec.task import task
 
 
-@task(name="subflow")
+@task(name="subflow", cache=False)
 async def subflow(path: str, target: str, params: dict[str, Any] | None = None) -> Any:
     """Load a Python file and run its lazy result named `target`. Run and trace are nested in those of the task.
 

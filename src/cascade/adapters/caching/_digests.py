@@ -33,6 +33,10 @@ _MARSHAL_VERSION = 2
 """The last version without references, which depend on the identity of objects."""
 
 
+_SUBFLOW = "cascade_subflow_"
+"""Start of the names of modules that `cs.subflow` loads. The rest is different in each run."""
+
+
 class UnkeyableError(CacheError):
     """Raised for a function or an argument that has no key."""
 
@@ -285,10 +289,15 @@ def code_digest(code: CodeType) -> bytes:
 
 
 def module_of(value: Any) -> str:
-    """Return the module of a function or a class. For a script, the name that an import of its file would have."""
+    """Return the module of a function or a class.
+
+    For a script and for the file of a `cs.subflow`, it is the name that an import of the file has.
+    """
     name = str(getattr(value, "__module__", None) or "")
-    if name != "__main__":
+    if name != "__main__" and not name.startswith(_SUBFLOW):
         return name
-    main = sys.modules.get("__main__")
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    return spec.name if spec is not None else name if file is None else Path(file).stem
+    module = sys.modules.get(name)
+    spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+    if file is not None and (spec is None or name != "__main__"):
+        return Path(file).stem
+    return name if spec is None else spec.name
