@@ -269,7 +269,7 @@ class _ReadyTimes(deque[PlannedNode]):
     """Ready nodes, with the times at which their inputs were available.
 
     Attributes:
-        begin_ns: The time of the first nodes, which need no other node: the start of the first task.
+        begin_ns: The time of the nodes that need no other node: the run has set up its resources, and starts its tasks.
     """
 
     def __init__(self, clock: RunClock) -> None:

@@ -169,14 +169,14 @@ DOCUMENTED = (
         "double",
         _TASK,
         "CPU time of the thread while the function ran, in seconds; for a task, the sum of its attempts. Absent for an "
-        "`async def`, whose steps share the thread with other tasks",
+        "`async def`, whose steps share the thread with other tasks, and for a function that outlives its timeout",
     ),
     AttributeRow(
         TASK_QUEUE_SECONDS,
         "double",
         "task",
         "seconds from the moment when all inputs were available to the first start, all waits included: from the end of the "
-        "last task that it needs, from the start of its map, or from the start of the first task of the run",
+        "last task that it needs; for an item, from the start of its map; without either, from the end of the setup of resources",
     ),
     AttributeRow(TASK_RESULT, "string", _TASK, _WORDS),
     AttributeRow(
