@@ -137,6 +137,45 @@ def test_the_label_of_a_task_and_of_a_call(kind: str) -> None:
     assert cs.run(task.map(x=[1, 2]).with_label(None), log_level="OFF") == [None, None]
 
 
+@SHAPES
+async def test_the_timeout_of_a_task_and_its_retries(recorded: RecordedEngine, shape: str) -> None:
+    forever, calls = asyncio.Event(), list[int]()
+
+    @cs.task(timeout=0.02, retries=1, retry_on=TimeoutError)
+    async def stuck(x: int) -> None:
+        calls.append(x)
+        await forever.wait()
+
+    with pytest.raises(TimeoutError, match="'stuck'"):
+        await recorded.run(called(stuck, shape))
+    assert calls == [7, 7]
+    assert [event.result for event in recorded.of(TaskRetrying)] == ["timeout"]
+
+
+@SHAPES
+async def test_a_chain_method_switches_the_timeout_of_a_task_off(recorded: RecordedEngine, shape: str) -> None:
+    @cs.task(timeout=1e-6)
+    async def slow(x: int) -> int:
+        await asyncio.sleep(0.005)
+        return x
+
+    assert await recorded.run(called(slow, shape).with_timeout(None)) == value(shape)
+    with pytest.raises(TimeoutError):
+        await recorded.run(called(slow, shape))
+
+
+@needs("otel")
+@SHAPES
+def test_a_label_and_tags_are_not_in_the_names_of_spans(shape: str) -> None:
+    from cascade.testing import record_run
+
+    task = task_of(Flaky(1), "inline", label="unique-label", tags=["unique-tag"], retries=1, retry_delay=0.002)
+    spans = record_run(called(task, shape)).spans
+    labelled = {span.name for span in spans if span.attributes.get("cascade.task.label") == "unique-label"}
+    assert labelled == {"work", "work attempt", "work wait"}
+    assert not [span.name for span in spans if "unique" in span.name]
+
+
 # Tags
 
 
