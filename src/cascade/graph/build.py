@@ -214,7 +214,8 @@ def _node_from(lazy: Any) -> Node:
     task: Any = lazy.factory if is_map else lazy.task
     retry = lazy._retry_policy
     is_off = retry is not None and not retry.max_attempts
-    has_options = has_options or is_off or isinstance(getattr(task, "options", None), CallOptions)
+    defaults = getattr(task, "options", None)
+    has_options = has_options or is_off or (defaults is not None and isinstance(defaults, CallOptions))
     node = (NodeWithOptions if has_options else Node)(  # by position: keyword arguments take a third longer
         lazy._uuid,
         f"map({getattr(task, 'name', type(task).__name__)})" if is_map else task.name,
@@ -229,7 +230,7 @@ def _node_from(lazy: Any) -> Node:
         getattr(task, "threaded", None),
         0 if is_map else len(lazy.args),
     )
-    if isinstance(node, NodeWithOptions):
+    if has_options and isinstance(node, NodeWithOptions):
         node.set_options(options_of(lazy))
         node.allow_failure = lazy._allow_failure is True
         if is_map and lazy._unmapped:
