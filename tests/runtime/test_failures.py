@@ -435,3 +435,23 @@ async def test_the_terminal_prints_a_limited_number_of_failures_and_their_count(
         await engine.run(same([load(-1), load(-2)]), fail_fast=False)
     assert lines.texts[-1].startswith("error ❌ Run failed after ")
     assert lines.texts[-1].endswith("s, failed tasks: 2: ValueError: negative: -1")
+
+
+@KINDS
+async def test_a_failure_does_not_keep_the_values_of_its_run(task: Any) -> None:
+    made: list[weakref.ref[Value]] = []
+
+    def value() -> Value:
+        made.append(weakref.ref(found := Value()))
+        return found
+
+    def use(failure: Any, found: Value) -> Any:
+        return failure
+
+    engine = Engine(NativeSolver(), LocalExecutor(), MessageBus())
+    target = cs.task(use, threaded=False)(task(-1).allow_failure(), cs.task(value, threaded=False)())
+    failure = await engine.run(target)
+    assert isinstance(failure, cs.Failure)
+    assert failure.error.__traceback__ is not None
+    gc.collect()
+    assert [reference() for reference in made] == [None]
