@@ -43,8 +43,8 @@ def with_factory(new_loop, work):
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(work)
 
-async def eager(work):
-    asyncio.get_running_loop().set_task_factory(getattr(asyncio, "eager_task_factory", eager_factory))
+async def eager(work, factory=getattr(asyncio, "eager_task_factory", eager_factory)):
+    asyncio.get_running_loop().set_task_factory(factory)
     return await work
 
 @cs.task
@@ -52,11 +52,12 @@ async def wait():
     print("up", flush=True)
     await asyncio.Event().wait()
 """
+# uvloop calls a task factory with an argument that asyncio's own one does not have in Python 3.12 and 3.13.0.
 WAYS = {
     "uvloop.run": ("uvloop", "uvloop.run(cs.run_async(target))"),
     "loop factory": ("uvloop", "with_factory(uvloop.new_event_loop, cs.run_async(target))"),
     "policy": ("uvloop", "set_policy() or cs.run(target)"),
-    "uvloop with an eager factory": ("uvloop", "uvloop.run(eager(cs.run_async(target)))"),
+    "uvloop with an eager factory": ("uvloop", "uvloop.run(eager(cs.run_async(target), eager_factory))"),
     "eager factory": ("asyncio.unix_events", "asyncio.run(eager(cs.run_async(target)))"),
     "thread of trio": ("asyncio.unix_events", "trio.run(trio.to_thread.run_sync, cs.run, target)"),
     "anyio": ("asyncio.unix_events", "anyio.run(cs.run_async, target)"),
