@@ -213,6 +213,10 @@ def _shapes(spans: Spans) -> list[Any]:
     """Return the spans without ids and times, in a stable order."""
     parents = {span.span_id: span.name for span in spans}
     changing = ("cascade.run.id", "cascade.task.id", "exception.stacktrace")
+
+    def shown(key: str, value: Any) -> tuple[str, Any]:
+        return key, type(value) if key.endswith("_seconds") else value
+
     return sorted(
         (
             span.name,
@@ -220,7 +224,7 @@ def _shapes(spans: Spans) -> list[Any]:
             span.status,
             span.status_message,
             parents.get(span.parent_span_id or ""),
-            str(sorted((key, value) for key, value in span.attributes.items() if key not in changing)),
+            str(sorted(shown(key, value) for key, value in span.attributes.items() if key not in changing)),
             [(event.name, event.attributes["exception.message"]) for event in span.events],
             sorted(parents[link.span_id] for link in span.links),
             span.flags,
