@@ -125,7 +125,11 @@ OTHERS: Mapping[str, Callable[[], Any]] = {
 """Runs with parts in the list of failed runs."""
 
 
-async def run(target: Any) -> dict[str, str]:
+TAGS: Mapping[str, list[str]] = {"of another target": ["finance", "eu"]}
+"""Tags of runs, by their names."""
+
+
+async def run(target: Any, tags: list[str] | None = None) -> dict[str, str]:
     """Run the target; return its run id and trace id."""
     bus, recorder = cs.MessageBus(), MemoryConnector()
     connector = cs.OtelConnector()
@@ -134,7 +138,7 @@ async def run(target: Any) -> dict[str, str]:
     executor = cs.LocalExecutor()
     engine = cs.Engine(cs.NativeSolver(), executor, bus, connector=connector, clock=clock)
     try:
-        await engine.run(target)
+        await engine.run(target, tags=tags or ())
     except (ValueError, TimeoutError) as error:
         print(error)
     executor.close()
@@ -150,7 +154,7 @@ def main(which: str) -> None:
     for name, target in (OTHERS if which == "others" else RUNS).items():
         if name == "in a caller's trace":
             os.environ["TRACEPARENT"] = f"00-{CALLER}-b7ad6b7169203331-01"
-        found[name] = asyncio.run(run(target()))
+        found[name] = asyncio.run(run(target(), TAGS.get(name)))
         os.environ.pop("TRACEPARENT", None)
         clock.advance(1.0)
     print(json.dumps(found), flush=True)

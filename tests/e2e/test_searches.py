@@ -64,6 +64,7 @@ FOUND = {
     "slow runs of a target": {"slow", "large"},
     "skipped tasks of a name": {"with a skipped task"},
     "one run by its id": {"in a caller's trace"},
+    "active and ended runs by all their tags": {"of another target"},
     "runs and parts with an exception, also if a retry succeeded": {"retried"},
 }
 """The runs that each search of the page finds."""

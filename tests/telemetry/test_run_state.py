@@ -53,6 +53,14 @@ async def fail(_: Any = None) -> int:
     raise LookupError("the key is gone")
 
 
+def test_the_state_has_the_name_and_the_tags_of_the_run() -> None:
+    connector = MemoryConnector()
+    cs.run(extract(), connector=connector, log_level="OFF", name="nightly", tags=["finance", "password=hunter2"])
+    states = [folded(connector.payloads[: count + 1]) for count in range(len(connector.payloads))]
+    assert {(state["target"], *state["tags"]) for state in states} == {("nightly", "finance", "password=***")}
+    assert folded(record_run(extract(), spans=False).payloads)["tags"] == []
+
+
 def test_the_state_includes_the_latest_message() -> None:
     run = record_run(check(cs.task(len, name="count")(extract())), spans=False)
     states = [folded(run.payloads[: count + 1]) for count in range(len(run.payloads))]

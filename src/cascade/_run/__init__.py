@@ -4,6 +4,7 @@ from typing import Any
 
 from cascade._run.options import Decorators, RunOptions
 from cascade._run.prepared import PreparedRun, perform_to_end, refuse_running_loop, run_to_end
+from cascade._run.result import RunResult
 from cascade.runtime.engine import require_event_loop
 
 _with_options = Decorators(RunOptions)
@@ -73,7 +74,7 @@ async def run_async(target: Any, options: RunOptions) -> Any:
 
 
 @_with_options.execute
-def execute(target: Any, options: RunOptions) -> Any:
+def execute(target: Any, options: RunOptions) -> RunResult[Any]:
     """Run a workflow and return its `RunResult`. `cs.run(…)` is `cs.execute(…).unwrap()`. The arguments are those of `run`.
 
     A failure of the run does not raise: it is in `error` of the result. An exception that a task raises is such a failure,
@@ -93,7 +94,7 @@ def execute(target: Any, options: RunOptions) -> Any:
 
 
 @_with_options.execute_async
-async def execute_async(target: Any, options: RunOptions) -> Any:
+async def execute_async(target: Any, options: RunOptions) -> RunResult[Any]:
     """Do the same as `execute` inside a running asyncio event loop. The arguments are those of `run`.
 
     Signals are not handled. If the caller is cancelled, the run is cancelled, and `CancelledError` is raised.

@@ -78,6 +78,7 @@ class Decorators(Generic[P]):
     def _with_signature(self, function: Any) -> Any:
         parameters = inspect.signature(self._options).parameters
         target = inspect.Parameter("target", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Any)
-        function.__signature__ = inspect.Signature([target, *parameters.values()], return_annotation=Any)
+        returned = inspect.signature(function).return_annotation
+        function.__signature__ = inspect.Signature([target, *parameters.values()], return_annotation=returned)
         function.__annotations__ = {name: each.annotation for name, each in parameters.items()}
         return function

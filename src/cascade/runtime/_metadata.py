@@ -256,10 +256,12 @@ def error_of(exception: m.ExceptionInfo) -> str:
 def count_own(metadata: m.RunEndedMetadata | m.ResourceMetadata, run: RunTelemetry) -> None:
     """Count the span of the run or of a resource. Its metadata is shortened if the trace is full."""
     _, bytes_left = run.parts.run.allowance()
-    spans, size = spans_size(metadata, 2 * SPAN_BYTES)
+    tags: list[str] = cast("dict[str, Any]", metadata).get("tags", [])
+    own = 2 * (SPAN_BYTES + sum(map(utf8_size, tags)))
+    spans, size = spans_size(metadata, own)
     if size > bytes_left:
-        shrink_spans(cast("dict[str, Any]", metadata), 2 * SPAN_BYTES, max(bytes_left, 4 * SPAN_BYTES))
-        spans, size = spans_size(metadata, 2 * SPAN_BYTES)
+        shrink_spans(cast("dict[str, Any]", metadata), own, max(bytes_left, 4 * SPAN_BYTES))
+        spans, size = spans_size(metadata, own)
     run.parts.run.charge(spans, size)
 
 

@@ -195,3 +195,15 @@ def test_a_real_run(collector: Collector) -> None:
     assert values(found["cascade.run.duration"]) == {("shaky", "success"): 1}
     assert values(found["cascade.task.retries"]) == {("shaky",): 1}
     assert values(found["cascade.run.active"]) == {(): 0}
+
+
+def test_metrics_have_the_name_of_the_run_and_no_tags(collector: Collector) -> None:
+    memory = MemoryConnector()
+    value = cs.task(lambda: 1, name="value")
+    cs.run([value(), value()], name="nightly", tags=["finance"], run_id="r-7", connector=memory, log_level="ERROR")
+    found = exported(collector, *memory.payloads)
+    assert values(found["cascade.run.duration"]) == {("nightly", "success"): 1}
+    assert values(found["cascade.task.duration"]) == {("value", "success"): 2}
+    exported_text = str(found)
+    assert "finance" not in exported_text
+    assert "r-7" not in exported_text
