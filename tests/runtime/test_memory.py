@@ -207,6 +207,16 @@ def nested(live: LiveValues) -> Any:
     return cs.task(run)(live.value())
 
 
+def several_targets(live: LiveValues) -> Any:
+    make = cs.task(lambda _: live.value(), name="make")
+    first = make(live.value())
+    return [first, {"x": make(first), "y": live.value()}, first]
+
+
+def several_targets_of_which_one_fails(live: LiveValues) -> Any:
+    return (chain(live), plain_failure(live))
+
+
 SHAPES = (
     plain,
     in_the_loop,
@@ -229,15 +239,33 @@ SHAPES = (
     failed_setup,
     failed_teardowns,
     nested,
+    several_targets,
+    several_targets_of_which_one_fails,
 )
 
 
-def check_that_all_is_freed(shape: Callable[[LiveValues], Any], connector: Connector | None) -> None:
+def run_target(target: Any, **options: Any) -> None:
+    cs.run(target, **options)
+
+
+def unwrap_twice(target: Any, **options: Any) -> None:
+    result = cs.execute(target, **options)
+    try:
+        with suppress(Exception, SystemExit, asyncio.CancelledError):
+            result.unwrap()
+        result.unwrap()
+    finally:
+        del result  # the traceback refers to this frame
+
+
+def check_that_all_is_freed(
+    shape: Callable[[LiveValues], Any], connector: Connector | None, run: Callable[..., None] = run_target
+) -> None:
     live = LiveValues()
     with no_garbage_collection():
         for _ in range(2):
             with suppress(Exception, SystemExit, asyncio.CancelledError):
-                cs.run(shape(live), log_level="OFF", connector=connector)
+                run(shape(live), log_level="OFF", connector=connector)
         assert live.count >= 2
         assert live.alive == 0
 
@@ -246,6 +274,11 @@ def check_that_all_is_freed(shape: Callable[[LiveValues], Any], connector: Conne
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_a_finished_run_frees_its_values(shape: Callable[[LiveValues], Any], connector: Any) -> None:
     check_that_all_is_freed(shape, connector() if connector else None)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
+def test_a_result_that_is_dropped_frees_its_values(shape: Callable[[LiveValues], Any]) -> None:
+    check_that_all_is_freed(shape, None, unwrap_twice)
 
 
 async def test_the_nodes_of_a_large_run_are_freed_in_several_turns_of_the_event_loop() -> None:
