@@ -46,6 +46,12 @@ def test_two_files_of_one_name_do_not_clash(file: Path, tmp_path: Path) -> None:
     assert cs.run(both(cs.subflow(str(other), "x"), cs.subflow(str(file), "doubled", {"inner_n": 1})))[0] == "other"
 
 
+def test_the_target_may_be_a_stored_workflow(tmp_path: Path) -> None:
+    path = tmp_path / "flow.py"
+    path.write_text(f"import cascade as cs\nstored = cs.from_json({cs.to_json(cs.shell('echo 5'))!r})\n")
+    assert cs.run(cs.subflow(str(path), "stored"), log_level="OFF") == "5"
+
+
 @pytest.mark.parametrize("target", ["missing", "number"])
 def test_a_missing_target_is_named(file: Path, target: str) -> None:
     with pytest.raises(ValueError, match=f"Target '{target}' not found"):

@@ -16,6 +16,11 @@ def add(x: Any, y: Any = 0) -> int:
     raise AssertionError("a dry run runs nothing")
 
 
+@cs.task
+def identities(x: Any, y: Any = 0) -> Any:
+    return [x]
+
+
 def test_it_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     cs.dry_run(add(cs.task(lambda: 1, name="one")(), y=5))
     assert capsys.readouterr().out.splitlines() == [
@@ -90,6 +95,21 @@ def test_maps_have_the_number_of_their_items(capsys: pytest.CaptureFixture[str])
     assert plan(add.map(x=ones), capsys)[1:] == ["[2/2] map(add) (Literals: {})", "      map of add: items of ones"]
     assert plan(add.map(x=ones, y=[1]), capsys)[2] == "      map of add: 1 item"
     assert plan(cs.task(lambda: 1, name="one").map(), capsys)[1] == "      map of one: 0 items"
+
+
+def test_maps_have_their_constants(capsys: pytest.CaptureFixture[str]) -> None:
+    ones = cs.task(lambda: [1], name="ones")()
+    read = cs.task(lambda path, mode, columns, token: path, name="read")
+    constants = {"mode": cs.unmapped("r"), "columns": cs.unmapped(ones), "token": cs.unmapped("hunter2X9")}
+    target = read.map(path=["a", "b"], **constants)
+    assert plan(target, capsys)[1:] == [
+        "[2/2] map(read) (Literals: {'path': ['a', 'b'], 'mode': 'r', 'token': '***'})",
+        "      map of read: 2 items",
+        "      unmapped: columns=ones, mode='r', token=***",
+    ]
+    assert r"\n2 items\nunmapped: columns=ones, mode='r', token=***" in cs.visualize(target)
+    restored = cs.from_json(cs.to_json(identities.map(x=identities(1), y=cs.unmapped([1, 2]))))
+    assert plan(restored, capsys)[2:] == ["      map of identities: items of identities", "      unmapped: y=[1, 2]"]
 
 
 def test_decisions_amounts_and_options_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

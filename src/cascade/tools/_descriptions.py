@@ -31,23 +31,30 @@ class Descriptions:
         """Return all facts about a node but its literal arguments and the sources of its other arguments."""
         amounts = [f"constraints: {', '.join(self._amounts(node))}"] if node.constraints else []
         kind = kind_of(node) if node.mapping_factory is None else f"map of {node.mapping_factory.name}"
-        return tuple(
-            map(
-                _cut,
-                [*(f"{kind}: {fact}" for fact in self._facts(node)), *self._decisions(node), *amounts, *_options(node)],
-            )
-        )
+        facts = [*(f"{kind}: {fact}" for fact in self._facts(node)), *self._constants(node), *self._decisions(node)]
+        return tuple(map(_cut, [*facts, *amounts, *_options(node)]))
 
     def in_diagram(self, node: Node) -> list[str]:
         """Return the facts about a node that its edges do not show."""
-        amounts = ", ".join(self._amounts(node, literal=True))
-        return list(map(_cut, [*self._facts(node), *([f"constraints: {amounts}"] if amounts else []), *_options(node)]))
+        texts = ", ".join(self._amounts(node, literal=True))
+        amounts = [f"constraints: {texts}"] if texts else []
+        return list(map(_cut, [*self._facts(node), *self._constants(node), *amounts, *_options(node)]))
 
     def _facts(self, node: Node) -> Iterator[str]:
         if node.param_spec is not None:
             yield _input(node.param_spec)
         elif node.mapping_factory is not None:
             yield self._items(node)
+
+    def _constants(self, node: Node) -> list[str]:
+        """Return the arguments of a map that are the same for all items, with their values or the names of their sources."""
+        found = {edge.key: self._name_of_source(edge) for edge in self._edges[node.id] if edge.key in node.unmapped}
+        found |= {
+            name: MASK if is_masked(name, value) else shown(value)
+            for name, value in node.literal_inputs.items()
+            if name in node.unmapped
+        }
+        return [f"unmapped: {', '.join(f'{name}={text}' for name, text in sorted(found.items()))}"] if found else []
 
     def _items(self, node: Node) -> str:
         lists = {name: value for name, value in node.literal_inputs.items() if name not in node.unmapped}
@@ -156,8 +163,6 @@ def _options(node: Node) -> Iterator[str]:
         yield f"label: {node.label if isinstance(node.label, str) else f'by {_name_of(node.label)}'}"
     if node.tags:
         yield f"tags: {', '.join(node.tags)}"
-    if node.unmapped:
-        yield f"unmapped: {', '.join(sorted(node.unmapped))}"
 
 
 def _retries(policy: RetryPolicy) -> str:
