@@ -251,3 +251,24 @@ def test_a_terminal_without_unicode_has_a_tree_of_ascii_characters() -> None:
     (_, line) = done.stdout.decode("ascii").splitlines()
     assert line.startswith("?bung xxx")
     assert line.endswith("#" * 30)
+
+
+def test_the_attempt_of_a_task_that_was_not_retried_is_not_drawn() -> None:
+    attempt = {"cascade.task.attempt": 1}
+    note = ReceivedEvent("note", 1 * MS, {})
+    spans = [
+        span(1, "once"),
+        span(2, "once attempt", 1, attributes=attempt),
+        span(3, "twice"),
+        *(span(4 + n, "twice attempt", 3, attributes={"cascade.task.attempt": n + 1}) for n in range(2)),
+        span(6, "nested"),
+        span(7, "nested attempt", 6, attributes=attempt),
+        span(8, "query", 7),
+        span(9, "noted"),
+        span(10, "noted attempt", 9, attributes=attempt, events=(note,)),
+    ]
+    shown = render_trace(spans)
+    assert "10 spans" in shown
+    assert [name for name in ("once", "twice", "nested", "noted") if f"{name} attempt" in shown] == [
+        *("twice", "nested", "noted")
+    ]

@@ -121,7 +121,7 @@ class _TraceDrawing:
                 stack += reversed(self._branches(branch, branch.item))
 
     def _branches(self, branch: _Branch, node: SpanNode) -> list[_Branch]:
-        items = group_children(node.children, self._max_children, node.hidden)
+        items = group_children(_drawn_children(node), self._max_children, node.hidden)
         return [
             _Branch(
                 item,
@@ -175,6 +175,14 @@ class _TraceDrawing:
         """Cut the guides of deep spans at the left, so that at least half of the column is left for the name."""
         room = self._left // 2 // _INDENT * _INDENT
         return guides if len(guides) <= room else f"⋯  {guides[len(guides) - room + _INDENT :]}"
+
+
+def _drawn_children(node: SpanNode) -> list[SpanNode]:
+    """Return the children without the attempt of a task that was not retried: it has the times and the error of the task."""
+    attempts = [child for child in node.children if is_attempt(child.span)]
+    if len(attempts) != 1 or attempts[0].children or events_of(attempts[0].span) or node.hidden:
+        return node.children
+    return [child for child in node.children if child is not attempts[0]]
 
 
 def _remarks(branch: _Branch, node: SpanNode) -> list[str]:
