@@ -439,3 +439,23 @@ def _normal(text: str) -> str:
     text = re.sub(r"trace [0-9a-f]{32}", "trace <id>", re.sub(r"\[(?!3\]|19\])\d+\]", "[n]", text))
     text = re.sub(r" {2,}[█░▌▐▏▕│]+ *$| 0 ─+.*$", "", text, flags=re.MULTILINE)
     return "\n".join(re.sub(r" {2,}", "  ", line).rstrip() for line in text.splitlines())
+
+
+def test_a_failed_item_of_a_map_that_continues_is_below_its_map(gates: Gates) -> None:
+    program = f"""{PRELUDE}
+@cs.task(label=lambda path: path.rpartition("/")[2])
+def extract(path):
+    if path == "data/bad.csv":
+        raise ValueError("no header")
+    if path == "data/slow.csv":
+        gate("a")
+
+paths = ["data/good.csv", "data/bad.csv", "data/slow.csv"]
+cs.run(extract.map(path=paths).allow_failure(), connector=cs.ConsoleConnector(), log_level="OFF", name="nightly")
+"""
+    with Terminal(program, [str(gates.folder)]) as terminal:
+        shown = "\n".join(terminal.until(has("▸ run nightly", "2 of 3, 1 failed", "✗ extract[bad.csv]")))
+        assert re.search(r"^    ✗ extract\[bad\.csv\] +ValueError: no header$", shown, re.MULTILINE)
+        gates.open("a")
+        assert terminal.finish() == 0
+        assert any("─ extract[bad.csv]  ✗ ValueError: no header" in line for line in terminal.scrolled)
