@@ -27,7 +27,8 @@ from cascade.spec.task import Task
 def to_json(target: Any, indent: int | None = 2) -> str:
     """Return the graph of a target as JSON text. The target is that of a run, or a graph.
 
-    Caches are not stored: a cache is an object of the process.
+    The cache of a call is not stored, because it is an object of the process. The options of a task that have no JSON form
+    are those of the imported task: its cache, and a lambda in `retry_on` or `label`.
 
     Raises:
         TypeError: A literal argument has no JSON form. The text names the node and the argument.
