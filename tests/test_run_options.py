@@ -3,6 +3,11 @@
 import asyncio
 import inspect
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,6 +19,8 @@ import cascade as cs
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.engine import run_nested
 from cascade.telemetry.identity import trace_id
+from tests.lab.time_limits import subprocess_environment
+from tests.lab.waiting import HANG
 
 
 @cs.task(threaded=False)
@@ -166,3 +173,35 @@ def test_a_nested_run_has_its_own_name_and_tags() -> None:
         if "event" in p["body"]
     }
     assert runs == {"outer run": ["outer"], "one": None}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_may_use_the_id_of_a_run_of_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "fork.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os
+            import threading
+            import cascade as cs
+
+            inner = cs.task(lambda: 1, name="inner", threaded=False)
+
+            @cs.task(threaded=False)
+            def outer():
+                if (child := os.fork()) == 0:
+                    values = []
+                    run = lambda: values.append(cs.run(inner(), log_level="OFF", run_id="same"))
+                    thread = threading.Thread(target=run)
+                    thread.start()
+                    thread.join()
+                    os._exit(0 if values == [1] else 1)
+                return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+            raise SystemExit(cs.run(outer(), log_level="OFF", run_id="same"))
+            """
+        )
+    )
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, timeout=HANG, check=False, env=subprocess_environment())
+    assert done.returncode == 0
