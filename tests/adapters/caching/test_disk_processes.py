@@ -202,4 +202,4 @@ def test_a_cached_value_is_a_skip_in_messages_and_spans(tmp_path: Path) -> None:
     states = [m["body"] for m in second.payloads if m["body"].get("task_name") == "work"]
     assert [(body["state"], body["metadata"]["reason"]) for body in states] == [("SKIPPED", "CacheHit")] * 2
     (stopped,) = [m["body"]["metadata"] for m in second.payloads if m["body"].get("event") == "ENGINE_STOPPED"]
-    assert stopped["counts"] == {"completed": 1, "skipped": 2}  # the map, and its items
+    assert stopped["counts"] == {"completed": 1, "skipped": 2, "cached": 2}  # the map, and its items
