@@ -43,6 +43,16 @@ ROWS = {
         "asyncio.run(cs.run_async(load(''))).upper()",
         "asyncio.run(engine.run(load(''))).upper()",
     ],
+    "`value` and `unwrap()` of the result of `cs.execute`": [
+        "cs.execute(load('')).value.upper()",
+        "cs.execute(load('')).unwrap().upper()",
+        "asyncio.run(cs.execute_async(load(''))).unwrap().upper()",
+    ],
+    "several targets in a list, a dict, or a tuple": [
+        "cs.run([load('')])[0].upper()",
+        "cs.run({'a': load('')})['a'].upper()",
+        "cs.run((load(''), total([])))[1].upper()",
+    ],
     "a result of a wrong generic type": ["a: list[str] = cs.run(load(''))"],
     "a call with a missing, unknown or surplus argument": ["load()", "load('', x=1)", "load('', 1, 2)", "load(1)"],
     "`cs.run(...)` of an object that is not a lazy result": ["cs.run(5)", "cs.run(load)"],
