@@ -53,6 +53,10 @@ ROWS = {
         "cs.run({'a': load('')})['a'].upper()",
         "cs.run((load(''), total([])))[1].upper()",
     ],
+    "the value of a Param": [
+        "cs.run(cs.Param('p', type=list[str])).upper()",
+        "cs.run(cs.Param('p', type=int)).upper()",
+    ],
     "a result of a wrong generic type": ["a: list[str] = cs.run(load(''))"],
     "a call with a missing, unknown or surplus argument": ["load()", "load('', x=1)", "load('', 1, 2)", "load(1)"],
     "`cs.run(...)` of an object that is not a lazy result": ["cs.run(5)", "cs.run(load)"],
