@@ -143,6 +143,21 @@ def test_run_async_raises_it_unchanged(make: Callable[[], BaseException], shape:
     assert asyncio.run(caught()) is error
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: type(make()).__name__)
+def test_a_result_has_it_unchanged_and_unwraps_it_twice(make: Callable[[], BaseException], shape: str) -> None:
+    error, caught = make(), list[BaseException]()
+    result = cs.execute(target_of(shape, error), log_level="OFF")
+    for _ in range(2):
+        try:
+            result.unwrap()
+        except BaseException as raised:  # noqa: BLE001 - some of them are no Exception
+            caught.append(raised)
+    assert [each is error for each in [result.error, *caught]] == [True] * 3
+    assert result.status == "Failed"
+    assert type(error).__name__ in repr(result)
+
+
 async def test_an_overridden_resource_raises_it_unchanged(recorded: RecordedEngine) -> None:
     @cs.resource
     def r() -> Iterator[int]:

@@ -107,11 +107,13 @@ class PreparedRun:
                 fail_fast=options.fail_fast,
                 cache=options.cache,
             )
-        except BaseException as error:
-            if isinstance(error, GeneratorExit) or (
-                isinstance(error, asyncio.CancelledError) and _caller_is_cancelled()
-            ):
+        except GeneratorExit:
+            raise
+        except asyncio.CancelledError as error:
+            if _caller_is_cancelled():
                 raise
+            self.error = error
+        except BaseException as error:  # noqa: BLE001 - raised again by result
             self.error = error
         finally:
             self._executor.close()
@@ -134,12 +136,13 @@ class PreparedRun:
             BaseException: The error of a run that has not started, or a KeyboardInterrupt.
         """
         record, value, error = self._record, self._value, self.error
-        if record.status is None or isinstance(error, KeyboardInterrupt):
+        kind = type(error)  # `isinstance` reads `__class__`, which may run code of the exception
+        if record.status is None or issubclass(kind, KeyboardInterrupt):
             del value, error
             return self.result()  # type: ignore[no-any-return]  # it raises
         self._value = self.error = None
-        if isinstance(error, TelemetryLostError) and record.status == "Succeeded":
-            value = error.value
+        if issubclass(kind, TelemetryLostError) and record.status == "Succeeded":
+            value = getattr(error, "value", None)
         try:
             return RunResult(
                 value=value,
