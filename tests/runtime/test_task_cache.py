@@ -12,6 +12,7 @@ from cascade.runtime.engine import run_nested
 from cascade.runtime.events import TaskExecutionStarted, TaskSkipped
 from cascade.spec.caching import CacheError, CacheHit, TaskCall
 from cascade.spec.failure import Failure
+from tests.lab.waiting import with_timeout
 from tests.runtime.conftest import RecordedEngine
 
 
@@ -83,6 +84,46 @@ async def test_a_task_has_its_own_cache_or_none(recorded: RecordedEngine) -> Non
     assert list(of_run.values) == ["total {'0': [2, 4]}"]
     assert list(of_task.values) == ["double {'0': 1}"]
     assert sorted(started(recorded)) == ["double", "double", "double", "total"]
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_a_stored_value_needs_no_resources(make_recorded: Callable[..., RecordedEngine], retries: int) -> None:
+    recorded, cache, skipped = make_recorded(system_resources={"db": 1}), MemoryCache(), asyncio.Event()
+    recorded.bus.subscribe(TaskSkipped, lambda _: skipped.set())
+
+    @cs.task(constraints={"db": 1}, cache=False)
+    async def before() -> int:
+        await skipped.wait()
+        return 1
+
+    @cs.task(constraints={"db": 1}, retries=retries)
+    async def cached() -> int:
+        return 2
+
+    assert await recorded.run(cached(), cache=cache) == 2
+    assert await with_timeout(recorded.run(total([before(), cached()]), cache=cache)) == 3
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_a_task_whose_value_is_being_stored_holds_no_resources(
+    make_recorded: Callable[..., RecordedEngine], retries: int
+) -> None:
+    recorded, is_after_run = make_recorded(system_resources={"db": 1}), asyncio.Event()
+
+    class SlowCache(MemoryCache):
+        async def store(self, call: TaskCall, value: Any) -> None:
+            await is_after_run.wait()
+
+    @cs.task(constraints={"db": 1}, retries=retries, cache=SlowCache())
+    async def cached() -> int:
+        return 1
+
+    @cs.task(constraints={"db": 1})
+    async def later() -> int:
+        is_after_run.set()
+        return 2
+
+    assert await with_timeout(recorded.run(total([cached(), later()]))) == 3
 
 
 async def test_a_generator_function_without_a_cache_runs_in_a_run_with_one(recorded: RecordedEngine) -> None:

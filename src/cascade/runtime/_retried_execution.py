@@ -82,7 +82,8 @@ class RetriedExecution(TaskExecution):
         return end_ns
 
     async def _wait_for_retry(self, start_ns: int, delay: float) -> None:
-        self._release_permit()
+        if self.permit is not None:
+            self.permit.release()
         try:
             await self._sleep(delay)
         finally:

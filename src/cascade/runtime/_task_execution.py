@@ -117,7 +117,7 @@ class TaskExecution:
         """Return a context manager that releases the permit while the task waits for a run that it has started."""
         return nullcontext() if self.permit is None else self.permit.suspended()
 
-    async def execute(self) -> Any:  # noqa: C901 - the steps of a task in one coroutine: another one costs time
+    async def execute(self) -> Any:  # noqa: C901, PLR0912 - the steps of a task in one coroutine: another one costs time
         """Execute the task and return its value, or the value of its cache.
 
         Raises:
@@ -131,11 +131,13 @@ class TaskExecution:
         permit = self.permit = self.run.permit(self.node.name, self.plan_node)
         try:
             try:
-                if self.node.constraints or (permit is not None and not permit.try_acquire()):
-                    await self._acquire()
-                self._resolve()
                 has_cache = self.node.cache_policy is not None or self.run.caches.default is not None
                 value = await self._look_up() if has_cache else MISS
+                if value is MISS:
+                    if self.node.constraints or (permit is not None and not permit.try_acquire()):
+                        await self._acquire()
+                    if self.arguments is None:
+                        self._resolve()
             except Exception as error:
                 self._fail_before_start(error)
                 raise
@@ -148,6 +150,7 @@ class TaskExecution:
                     raise
                 self._finish(None, value)
                 if self.cached is not None:
+                    self._release()
                     await self.cached.store(value)
         except BaseException as error:
             self._report_failure(error)
@@ -156,8 +159,7 @@ class TaskExecution:
             return value
         finally:
             if permit is not None or self.amounts:
-                self._release_permit()
-                self._release_resources()
+                self._release()
             # A context variable may hold this object after the task's end.
             self.arguments = self.item = self.cached = None
 
@@ -196,7 +198,8 @@ class TaskExecution:
             if capacity.try_acquire(amounts):
                 self.amounts = amounts
                 return
-            self._release_permit(unused=True)
+            if permit is not None:
+                permit.release(unused=True)
             start_ns = self._publish_blocked("resource")
             await capacity.acquire(amounts)
             self.amounts = amounts
@@ -205,29 +208,31 @@ class TaskExecution:
                 return
             self._release_resources()
 
-    def _release_permit(self, *, unused: bool = False) -> None:
+    def _release(self) -> None:
         if self.permit is not None:
-            self.permit.release(unused=unused)
+            self.permit.release()
+        self._release_resources()
 
     def _release_resources(self) -> None:
         amounts, self.amounts = self.amounts, None
         if amounts:
             self.run.capacity.release_nowait(amounts)
 
-    def _resolve(self) -> None:
-        if self.item is None:
-            self.arguments = self.resolver.resolve(self.planned)
-        else:
-            self.arguments = self.resolver.with_resources(self.node, self.item)
+    def _resolve(self) -> Arguments:
+        resolver, item = self.resolver, self.item
+        arguments = resolver.resolve(self.planned) if item is None else resolver.with_resources(self.node, item)
+        self.arguments = arguments
+        return arguments
 
     async def _look_up(self) -> Any:
-        """Return the value of the cache and publish the skip, or return `MISS`."""
-        assert self.arguments is not None  # noqa: S101 - for the type checker: resolved before
-        self.cached = self.run.caches.call_of(self.node, self.arguments, self.describe)
+        """Return the value of the cache and publish the skip, or return `MISS`.
+
+        A task whose value is stored needs neither a slot nor resources.
+        """
+        self.cached = self.run.caches.call_of(self.node, self._resolve(), self.describe)
         if self.cached is None or (value := await self.cached.look_up()) is MISS:
             return MISS
         require_values(value, f"The cache of task '{self.node.name}' returned")
-        self._release_permit(unused=True)
         now = self.run.clock.now_ns()
         self._emit(TaskSkipped, reason=CACHE_HIT, **self._end_fields(now, now))
         return value
@@ -317,13 +322,10 @@ class TaskExecution:
         return {}
 
     def _end_fields(self, start_ns: int, end_ns: int) -> dict[str, Any]:
-        return {
-            "start_ns": start_ns,
-            "end_ns": end_ns,
-            "function": name_of_function(self.node.callable_obj),
-            "dependencies": self.resolver.dependencies(self.planned) if self.map_id is None else (),
-            "waits": self.waits,
-        }
+        fields: dict[str, Any] = {"start_ns": start_ns, "end_ns": end_ns, "waits": self.waits}
+        fields["function"] = name_of_function(self.node.callable_obj)
+        fields["dependencies"] = self.resolver.dependencies(self.planned) if self.map_id is None else ()
+        return fields
 
     def _publish_blocked(self, reason: str) -> int:
         start_ns = self.run.clock.now_ns()
