@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -229,9 +230,9 @@ async def test_a_cache_that_fails_is_a_miss_with_one_warning_for_a_task_name(
 ) -> None:
     assert await recorded.run(total(double.map(x=[1, 2, 3])), cache=cache) == 12
     of_double = [record for record in caplog.records if "double" in record.message]
-    assert [record.message for record in of_double] == [
-        f"The cache of task 'double', item 0 could not look up the value, so the task runs{reason}",
-        f"The cache of task 'double', item 0 could not save its value{reason}",
+    assert [re.sub(r"item \d", "item", record.message) for record in of_double] == [
+        f"The cache of task 'double', item could not look up the value, so the task runs{reason}",
+        f"The cache of task 'double', item could not save its value{reason}",
     ]
     assert {record.levelno for record in of_double} == {logging.WARNING}
     assert all((record.exc_info is None) is bool(reason) for record in of_double)
