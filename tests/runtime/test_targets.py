@@ -16,8 +16,6 @@ from cascade.runtime.engine import run_nested
 from cascade.runtime.events import Event, RunFinished, RunStarted, TaskExecutionFinished, TaskSkipped
 from tests.runtime.conftest import RecordedEngine
 
-FALSE = cs.Param("never", default=False, type=bool)
-
 
 @cs.task(threaded=False)
 def echo(value: Any) -> Any:
@@ -157,7 +155,7 @@ async def test_an_empty_list_is_a_run(recorded: RecordedEngine) -> None:
 
 
 async def test_a_skipped_target_is_an_error_after_the_others_have_run(recorded: RecordedEngine) -> None:
-    skipped = echo(2).run_if(FALSE)
+    skipped = echo(2).run_if(cs.Param("never", default=False, type=bool))
     with pytest.raises(
         cs.DependencyMissingError, match="'echo' was skipped: its condition Param 'never' was false"
     ) as caught:
