@@ -464,6 +464,35 @@ def test_a_failed_result_frees_the_values_and_itself() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("ends", ["dropped", "raised"])
+def test_a_run_that_continued_after_failures_frees_its_values(ends: str) -> None:
+    kept: list[weakref.ref[Value]] = []
+
+    @cs.task
+    def make() -> Value:
+        kept.append(weakref.ref(value := Value()))
+        return value
+
+    @cs.task
+    def fail(_: Value) -> None:
+        raise ValueError("no")
+
+    targets = [fail(make()), fail(make()).allow_failure()]
+    gc.collect()
+    gc.disable()
+    try:
+        if ends == "dropped":
+            result = execute(targets, fail_fast=False)
+            assert len(result.failures) == 2
+            del result
+        else:
+            with contextlib.suppress(ValueError):
+                cs.run(targets, fail_fast=False, log_level="OFF")
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_program(number: signal.Signals, code: int, tmp_path: Path) -> None:
     script = tmp_path / "flow.py"

@@ -201,7 +201,7 @@ async def test_a_policy_receives_the_name_of_the_task(recorded: RecordedEngine) 
     assert cache.seen == [("check", "double"), ("save", "double", 8)]
 
 
-def failing(error: Exception) -> Any:
+def failing(error: BaseException) -> Any:
     class Broken:
         def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
             raise error
@@ -222,8 +222,8 @@ class BrokenLater:
 
 @pytest.mark.parametrize(
     ("cache", "reason"),
-    [(failing(OSError("no disk")), ""), (BrokenLater(), ": no disk for double")],
-    ids=["now", "later"],
+    [(failing(OSError("no disk")), ""), (failing(SystemExit(3)), ""), (BrokenLater(), ": no disk for double")],
+    ids=["now", "exit", "later"],
 )
 async def test_a_cache_that_fails_is_a_miss_with_one_warning_for_a_task_name(
     recorded: RecordedEngine, caplog: pytest.LogCaptureFixture, cache: Any, reason: str

@@ -414,6 +414,21 @@ async def test_a_run_without_fail_fast_has_a_timeout_too(recorded: RecordedEngin
     assert [str(failure.error) for failure in recorded.of(RunFinished)[0].failures] == ["no"]
 
 
+@pytest.mark.parametrize("limit", ["slot", "resource"])
+async def test_a_run_that_waits_for_functions_after_their_timeout_names_them(blocked: Blocked, limit: str) -> None:
+    executor = LocalExecutor(max_workers=1)
+    engine = Engine(NativeSolver(), executor, MessageBus(), system_resources={"gpu": 1})
+    target = task_of(blocked).map(x=[1, 2]).with_timeout(SHORT).allow_failure()
+    if limit == "resource":
+        target = target.with_constraints(gpu=1)
+    with pytest.raises(TimeoutError) as caught:
+        await with_timeout(engine.run(target, timeout=50 * SHORT))
+    executor.close()
+    assert str(caught.value).endswith(
+        "; no task was running. Functions in threads cannot be stopped and still run: 'blocked'"
+    )
+
+
 async def test_the_timeout_of_a_run_is_no_allowed_failure(recorded: RecordedEngine) -> None:
     with pytest.raises(TimeoutError, match="the run of 'same'"):
         await with_timeout(recorded.run(same(wait().allow_failure()), timeout=SHORT, fail_fast=False))

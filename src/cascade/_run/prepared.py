@@ -121,7 +121,7 @@ class PreparedRun:
     def result(self) -> Any:
         """Return the run's value, or raise its error, once."""
         value, error = self._value, self.error
-        self._value = self.error = None
+        self._forget()
         if error is None:
             return value
         try:
@@ -140,7 +140,8 @@ class PreparedRun:
         if record.status is None or issubclass(kind, KeyboardInterrupt):
             del value, error
             return self.result()  # type: ignore[no-any-return]  # it raises
-        self._value = self.error = None
+        failures = record.failures
+        self._forget()
         if issubclass(kind, TelemetryLostError) and record.status == "Succeeded":
             value = getattr(error, "value", None)
         try:
@@ -153,11 +154,16 @@ class PreparedRun:
                 trace_url=trace_url(self._url_template, record.trace_id),
                 duration=record.duration,
                 counts=record.counts,
-                failures=record.failures,
+                failures=failures,
                 telemetry=self._delivery.reports(),
             )
         finally:
             del error  # it refers to this frame
+
+    def _forget(self) -> None:
+        """Drop the value, the error and the failures: the tracebacks of exceptions refer to this object."""
+        self._value = self.error = None
+        self._record.failures = ()
 
 
 def _caller_is_cancelled() -> bool:

@@ -70,7 +70,7 @@ class RunCaches:
             known = self._caches[id(cache)] = cache, result_cache
         return known[1]
 
-    def log(self, name: str, action: str, text: str, error: Exception) -> None:
+    def log(self, name: str, action: str, text: str, error: BaseException) -> None:
         """Log an error of a cache, once for each task name and action."""
         if (name, action) in self._logged:
             return
@@ -97,7 +97,7 @@ class CachedCall:
         try:
             found = self._cache.look_up(self._call)
             hit = await found if isawaitable(found) else found
-        except Exception as error:  # noqa: BLE001 - the task runs instead
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the task runs instead
             text = f"The cache of {self._describe()} could not look up the value, so the task runs"
             self._caches.log(self._call.task_name, "look up", text, error)
             return MISS
@@ -114,7 +114,7 @@ class CachedCall:
             stored = self._cache.store(self._call, value)
             if stored is not None:
                 await stored
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             text = f"The cache of {self._describe()} could not save its value"
             self._caches.log(self._call.task_name, "store", text, error)
 

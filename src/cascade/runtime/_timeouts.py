@@ -212,11 +212,9 @@ async def within_timeout(run: RunContext, graph: Graph, limit: float, work: Coro
 
 
 def _interrupted(run: RunContext) -> str:
-    if not run.interrupted:
-        return "no task was running"
     more = run.interrupted_count - len(run.interrupted)
     others = f" and {more:,} more" if more else ""
-    text = f"running tasks: {', '.join(run.interrupted)}{others}"
+    text = f"running tasks: {', '.join(run.interrupted)}{others}" if run.interrupted else "no task was running"
     if run.left_running:
         names = ", ".join(map(repr, dict.fromkeys(run.left_running.values())))
         text += f". Functions in threads cannot be stopped and still run: {names}"

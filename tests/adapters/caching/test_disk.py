@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -180,6 +181,26 @@ def test_a_value_that_cannot_be_restored_is_a_miss(cache: cs.DiskCache, monkeypa
         found(cache)
 
 
+class Exiting:
+    """A value whose restoration ends the program, as the import of a script without a main guard does."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+@pytest.mark.parametrize("size", [0, LARGE], ids=["small", "large"])
+def test_a_value_whose_restoration_ends_the_program_is_a_miss(
+    cache: cs.DiskCache, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    values = [Exiting(), b"x" * size]
+    GIVEN.append(values)
+    give = cs.task(given_value)
+    for _ in range(2):
+        assert cs.run(give(size), cache=cache, log_level="OFF") is values
+    (message,) = caplog.messages
+    assert "cannot be restored (SystemExit: 3) and will be replaced" in message
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -211,6 +232,20 @@ def test_a_value_expires_after_its_ttl(cache: cs.DiskCache, tmp_path: Path, monk
     assert found(aged) == (1,)
     monkeypatch.setattr(time, "time", lambda: now + 61)
     assert found(cs.DiskCache(tmp_path / "cache")) == (1,)
+    stored(aged, 2)
+    assert found(aged) == (2,)
+
+
+def test_a_value_of_a_wrong_clock_expires_too(
+    cache: cs.DiskCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    aged = cs.DiskCache(tmp_path / "cache", ttl=60)
+    monkeypatch.setattr(time, "time", lambda: now + 59)
+    stored(aged, 1)
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert found(aged) == (1,)
+    monkeypatch.setattr(time, "time", lambda: now - 2)
     stored(aged, 2)
     assert found(aged) == (2,)
 
@@ -447,6 +482,7 @@ def test_arguments_that_the_task_changes_are_keyed_as_they_were(cache: cs.DiskCa
         ({"directory": 5}, TypeError),
         ({"directory": b"a"}, TypeError),
         ({"directory": ""}, ValueError),
+        ({"directory": "a\0b"}, ValueError),
         ({"version": 2}, TypeError),
         ({"version": ""}, ValueError),
         ({"ttl": "1"}, TypeError),

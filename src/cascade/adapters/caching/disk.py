@@ -47,7 +47,7 @@ class DiskCache:
 
     Raises:
         TypeError: An argument has a wrong type.
-        ValueError: `directory` or `version` is empty, or `ttl` or `max_bytes` is out of range.
+        ValueError: `directory` or `version` is empty, `directory` contains a null character, or `ttl` or `max_bytes` is out of range.
     """
 
     def __init__(
@@ -157,12 +157,13 @@ class DiskCache:
                 created, file = opened.content(key, _SMALL)
             except (OSError, ValueError) as error:
                 raise CacheError(f"{path} is damaged ({error}) and will be replaced") from error
-            if self._ttl is not None and time.time() - created > self._ttl:
+            # A clock that was wrong has stored values of the future, which would be fresh for years.
+            if self._ttl is not None and abs(time.time() - created) > self._ttl:
                 return None
             try:
                 # The directory and the file belong to the user.
                 value = pickle.loads(file) if isinstance(file, memoryview) else pickle.load(file)  # noqa: S301
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # it imports the modules of classes
                 text = f"{path} cannot be restored ({type(error).__name__}: {error}) and will be replaced"
                 raise CacheError(text) from error
         self._entries.touch(key, opened.modified)
@@ -218,6 +219,8 @@ def _checked_directory(directory: Any) -> str:
         raise TypeError(f"DiskCache: directory must be a text or a path, got {type(path).__name__}")
     if not path:
         raise ValueError("DiskCache: directory is empty; give the path of a directory, such as '.cascade'")
+    if "\0" in path:
+        raise ValueError(f"DiskCache: directory contains a null character: {path!r}; give the path of a directory")
     return str(Path(path).expanduser().absolute())
 
 
