@@ -89,11 +89,12 @@ def _clean_environment(limits: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(autouse=True)
 def _fresh_workflow_context() -> Iterator[None]:
-    """Remove the Params that the test has registered."""
+    """Hide the Params of the modules of tests from the test, and remove those that it has registered."""
     from cascade.context import get_current_context
 
     specs = get_current_context().input_specs
     before = dict(specs)
+    specs.clear()
     yield
     specs.clear()
     specs.update(before)

@@ -224,19 +224,21 @@ def test_the_end_of_a_delay_is_the_next_change_without_a_message() -> None:
 
 
 async def test_an_attempt_that_was_held_back_after_its_delay_runs_again() -> None:
-    failed, release = asyncio.Event(), asyncio.Event()
+    started, paused, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def work() -> int:
-        if failed.is_set():
+        if started.is_set():
             await release.wait()
             return 1
-        failed.set()
+        started.set()
+        await paused.wait()
         raise ConnectionError
 
     controlled = ControlledEngine()
     run = controlled.start(cs.task(work, name="flaky")().with_retry(1, delay=0.001))
-    await with_timeout(failed.wait())
+    await with_timeout(started.wait())
     await controlled.constrain("task/flaky", "pause")
+    paused.set()
     await until(lambda: any(p["body"]["metadata"].get("reason") == "paused" for p in controlled.connector.payloads))
     assert [task["reason"] for task in folded(controlled.connector.payloads)["waiting"]] == ["paused"]
     await controlled.clear("task/flaky", "pause")
