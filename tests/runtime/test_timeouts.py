@@ -342,6 +342,31 @@ async def test_a_timeout_cancels_a_nested_run(recorded: RecordedEngine) -> None:
     assert (nested.result, run.result) == ("cancellation", "timeout")
 
 
+@pytest.mark.parametrize("cancels", ["timeout of the task", "timeout of the program"])
+async def test_a_function_of_a_cancelled_nested_run_keeps_its_place(blocked: Blocked, cancels: str) -> None:
+    @cs.task
+    async def outer(x: int) -> Any:
+        if cancels == "timeout of the task":
+            return await run_nested(task_of(blocked)(x))
+        async with asyncio.timeout(SHORT):
+            return await run_nested(task_of(blocked)(x))
+
+    events, executor = MessageBus(), LocalExecutor(max_workers=1)
+    engine = Engine(NativeSolver(), executor, events)
+    outer_runs = outer.map(x=range(3)).with_retry(2, delay=0).allow_failure()
+    if cancels == "timeout of the task":
+        outer_runs = outer_runs.with_timeout(SHORT)
+    later = cs.task(blocked, name="later")(same(outer_runs))
+    run = asyncio.create_task(engine.run(later))
+    await until(lambda: blocked.calls == 1)
+    await asyncio.sleep(10 * SHORT)
+    assert (blocked.calls, blocked.peak) == (1, 1)
+    blocked.release.set()
+    assert await with_timeout(run) == "late"
+    assert blocked.peak == 1
+    executor.close()
+
+
 async def test_a_run_that_exceeds_its_timeout_names_its_running_tasks(
     recorded: RecordedEngine, blocked: Blocked
 ) -> None:

@@ -13,6 +13,7 @@ from cascade._internal_errors import raise_in_tests
 from cascade._loggers import get_logger
 from cascade.graph.model import Node
 from cascade.runtime._labels import Labels
+from cascade.runtime._left_place import LeftPlace
 from cascade.runtime._meter import Meter
 from cascade.runtime._task_cache import RunCaches
 from cascade.runtime.bus import Handler, MessageBus
@@ -31,7 +32,7 @@ from cascade.runtime.exceptions import (
     traceback_of,
 )
 from cascade.runtime.guard import FAULTS
-from cascade.runtime.protocols import Executor, ExecutorSlots, SlotProvider, Tracing
+from cascade.runtime.protocols import Executor, ExecutorSlots, Slot, SlotProvider, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
 from cascade.runtime.task_context import TaskContext
@@ -206,13 +207,24 @@ class RunContext:
         status = "Cancelled" if result == "cancellation" else "Failed"
         return {"status": status, "result": result, **self.error_fields(error)}
 
-    async def leave_running(self, cancelled: StillRunning, name: str) -> None:
-        """Handle a cancelled function that cannot be interrupted. A failed run waits for its end, a cancelled one does not."""
+    async def leave_running(self, cancelled: StillRunning, name: str, permit: Permit | None = None) -> None:
+        """Handle a cancelled function that cannot be interrupted. A failed run waits for its end, a cancelled one does not.
+
+        The function keeps the slot of the permit until it ends: a cancelled run may be nested in one that continues.
+        """
         self.add_left_running(cancelled.work, name)
+        if permit is not None and (slot := permit.take_slot()) is not None:
+            self.leave_place(cancelled.work, slot)
         if self.failure is not None and not self.is_cancelled:
             ended = asyncio.Event()
             cancelled.work.add_done_callback(lambda _: self.loop.call_soon_threadsafe(ended.set))
             await ended.wait()
+
+    def leave_place(
+        self, work: AnyFuture, slot: Slot | None, permit: Permit | None = None, amounts: dict[str, float] | None = None
+    ) -> None:
+        """Leave a slot, a permit and resources to a function that still runs, until it ends."""
+        LeftPlace(self.loop, self.at_end, self.capacity, slot, permit, amounts).release_after(work)
 
     def add_left_running(self, work: AnyFuture, name: str) -> None:
         """Record a task whose function cannot be interrupted, until the function ends."""

@@ -269,7 +269,7 @@ class TaskExecution:
         return value
 
     async def _leave_running(self, cancelled: StillRunning) -> None:
-        await self.run.leave_running(cancelled, self.node.name)
+        await self.run.leave_running(cancelled, self.node.name, self.permit)
 
     def describe(self) -> str:
         """Return the name of the task, with the item of the map, the label and the attempt."""

@@ -13,7 +13,6 @@ from cascade.graph.model import Graph, Node
 from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
-from cascade.runtime.control.admission import Permit
 from cascade.runtime.exceptions import AnyFuture, StillRunning, add_note
 from cascade.telemetry.limits import MAX_NAME_BYTES, truncate
 from cascade.telemetry.sanitize import error_text
@@ -122,7 +121,8 @@ class _Timed(TaskExecution):
             self.permit = permit.renewed()
         if permit is not None or amounts:
             self.has_left_place = True
-            LeftPlace(run, permit, amounts).release_after(work)
+            slot = None if permit is None else permit.take_slot()
+            run.leave_place(work, slot, permit, amounts)
 
 
 class TimedExecution(_Timed):
@@ -138,54 +138,6 @@ def execution_type(node: Node) -> type[TaskExecution]:
     if node.timeout is not None:
         return TimedExecution if node.retry_policy is None else TimedRetriedExecution
     return TaskExecution if node.retry_policy is None else RetriedExecution
-
-
-class LeftPlace:
-    """Place of a function that still runs after the timeout of its attempt: a permit with its slot, and resources.
-
-    It is released when the function ends. All but the slot is released at the end of the run at the latest.
-    """
-
-    def __init__(self, run: RunContext, permit: Permit | None, amounts: dict[str, float] | None) -> None:
-        self._loop = run.loop
-        self._at_end = run.at_end
-        self._capacity = run.capacity
-        self._permit = permit
-        self._amounts = amounts
-        self._slot = None
-        if permit is not None:
-            self._slot, permit.slot = permit.slot, None
-        self._at_end.add(self.release_shared)
-
-    def release_after(self, work: AnyFuture) -> None:
-        """Release the place when the work has ended."""
-        work.add_done_callback(lambda _: self._release_soon())
-
-    def _release_soon(self) -> None:
-        """Release the place in the event loop. Called in any thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._release)
-        except RuntimeError:  # the loop is closed: the run has ended
-            self._release_slot()
-
-    def _release(self) -> None:
-        self.release_shared()
-        self._release_slot()
-
-    def _release_slot(self) -> None:
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            slot.release()
-
-    def release_shared(self) -> None:
-        """Release all but the slot, once. Called at the end of the run, too."""
-        self._at_end.discard(self.release_shared)
-        permit, self._permit = self._permit, None
-        amounts, self._amounts = self._amounts, None
-        if permit is not None:
-            permit.release()
-        if amounts:
-            self._capacity.release_nowait(amounts)
 
 
 async def within_timeout(run: RunContext, graph: Graph, limit: float, work: Coroutine[Any, Any, Any]) -> Any:

@@ -271,6 +271,11 @@ class Permit:
         """Return another permit for the task, which is not held."""
         return Permit(self._admission, self._key)
 
+    def take_slot(self) -> Slot | None:
+        """Return the slot, which the permit does not hold any more. The caller releases it."""
+        slot, self.slot = self.slot, None
+        return slot
+
     def try_acquire(self) -> bool:
         """Acquire the permit without waiting. Returns False if a limiter blocks the task."""
         grant = self._admission.try_acquire(self._key)
