@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -35,6 +36,24 @@ async def test_a_cancellation_kills_the_command_and_its_child_processes(tmp_path
         with pytest.raises(asyncio.CancelledError):
             await run
         assert await asyncio.to_thread(reader.read) == ""
+
+
+def test_the_end_of_a_command_at_its_timeout_logs_no_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command has ended when its pipes are closed. asyncio reaps it in a thread or in the event loop."""
+    kill = os.killpg
+
+    def kill_and_wait(group: int, number: int) -> None:
+        kill(group, number)
+        with contextlib.suppress(ChildProcessError):  # reaped
+            os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(os, "killpg", kill_and_wait)
+    for _ in range(12):
+        failure = cs.run(cs.shell("sleep 3600; echo done").with_timeout(0.05).allow_failure(), log_level="OFF")
+        assert isinstance(failure, cs.Failure)
+    assert caplog.messages == []
 
 
 PROGRAM = """

@@ -105,5 +105,9 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         else:
             process.kill()
     # A child process in another session survives and may hold the pipes: close them instead of waiting.
-    process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public way  # pyright: ignore[reportAttributeAccessIssue]
+    # `close` of the transport of the process would reap it, and asyncio would warn about an unknown child process.
+    transport = process._transport  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public way  # pyright: ignore[reportAttributeAccessIssue]
+    for number in range(3):
+        if (pipe := transport.get_pipe_transport(number)) is not None:
+            pipe.close()
     await process.wait()
