@@ -19,17 +19,9 @@ from cascade.runtime import _run_context
 from cascade.runtime._meter import MIN_DELAY_NS, Meter
 from cascade.runtime.events import RunFinished, StarvedThreads
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
-from cascade.runtime.task_context import CallUsage, current_usage
+from cascade.runtime.task_context import current_usage
 from cascade.telemetry.span_mapping import spans_of
 from tests.lab.waiting import HANG
-
-
-@dataclass
-class Execution:
-    usage: CallUsage | None = None
-    cpu_ns: int | None = None
-    ready_ns: int = 0
-    start_ns: int = 0
 
 
 @dataclass
@@ -53,16 +45,16 @@ class Simulation:
     ) -> None:
         """Run one call for each CPU time, all at once in threads, and repeat this."""
         for _ in range(times):
-            executions = [Execution(self.meter.begin()) for _ in cpu]
+            usages = [self.meter.begin() for _ in cpu]
             self.now += wall
             self.process_cpu += sum(cpu) + other_cpu
             ended_ns = round(self.now * 1e9)
             self.now += delay
-            for execution, used in zip(executions, cpu, strict=True):
-                if (usage := execution.usage) is not None:
-                    usage.cpu_ns, usage.wall_ns = round(used * 1e9), round(wall * 1e9)
+            for usage, used in zip(usages, cpu, strict=True):
+                if usage is not None:
+                    usage.wall_ns = round(wall * 1e9)
                     usage.threads, usage.ended_ns = threads, ended_ns
-                    self.meter.end(execution)
+                    self.meter.end(usage, round(used * 1e9))
 
     def starved(self) -> StarvedThreads | None:
         return self.meter.starved(round((self.now - 1.0) * 1e9))

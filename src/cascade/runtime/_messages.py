@@ -196,7 +196,9 @@ def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> Unstamped
     if event.max_attempts:
         metadata["max_attempts"] = event.max_attempts
     if event.queue_seconds is not None:
-        _add_measures(metadata, event.queue_seconds, event.cpu_seconds)
+        metadata["queue_seconds"] = event.queue_seconds
+    if event.cpu_seconds is not None:
+        metadata["cpu_seconds"] = event.cpu_seconds
     if "arguments" in run.capture and event.arguments:
         metadata["arguments"] = captured(hidden_secrets(event.arguments, event.callable_obj, event.edges))
     if "results" in run.capture and succeeded:
@@ -206,12 +208,6 @@ def _task_finished(event: TaskExecutionFinished, run: RunTelemetry) -> Unstamped
         error = error_of(kept)  # shortened, because the trace is full
     state: wire.TaskState = "COMPLETED" if succeeded else "FAILED"
     return _task(event, run, state, metadata, (end_ns - start_ns) / 1e6, error, child)
-
-
-def _add_measures(metadata: m.TaskEndedMetadata, queue_seconds: float, cpu_seconds: float | None) -> None:
-    metadata["queue_seconds"] = queue_seconds
-    if cpu_seconds is not None:
-        metadata["cpu_seconds"] = cpu_seconds
 
 
 @message_for.register

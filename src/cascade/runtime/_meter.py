@@ -10,7 +10,6 @@ releases the interpreter after 5 ms.
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from cascade.runtime.events import StarvedThreads
 from cascade.runtime.task_context import CallUsage
@@ -35,15 +34,6 @@ WINDOW_NS = 200_000_000
 MEASURED_CALLS = 256
 """Number of calls of a run that are all measured. Of the others, every sixteenth one is, unless a subscriber needs all."""
 _STRIDE = 16
-
-
-class MeasuredExecution(Protocol):
-    """Execution of a task, with the attributes of `TaskExecution` for the measures of its calls."""
-
-    usage: CallUsage | None
-    cpu_ns: int | None
-    ready_ns: int
-    start_ns: int
 
 
 class Meter:
@@ -81,22 +71,10 @@ class Meter:
             self._open_window(self._clock())
         return CallUsage()
 
-    def end(self, execution: MeasuredExecution) -> None:
-        """Add the measures of the call of an execution that has ended."""
-        usage = execution.usage
-        if usage is None or usage.cpu_ns is None:
+    def end(self, usage: CallUsage, cpu_ns: int) -> None:
+        """Add the measures of a call that has ended. Calls outside of threads do not count."""
+        if not usage.threads:
             return
-        execution.cpu_ns = usage.cpu_ns + (execution.cpu_ns or 0)
-        if usage.threads:
-            self._add(usage, usage.cpu_ns)
-
-    def add_fields(self, fields: dict[str, Any], execution: MeasuredExecution) -> None:
-        """Add the measures of a task that has ended to the fields of its event."""
-        if execution.cpu_ns is not None:
-            fields["cpu_seconds"] = execution.cpu_ns / 1e9
-        fields["queue_seconds"] = max(0, execution.start_ns - execution.ready_ns) / 1e9
-
-    def _add(self, usage: CallUsage, cpu_ns: int) -> None:
         now, wall_ns = self._clock(), max(usage.wall_ns, cpu_ns, 1)
         weight = 1 if self.of_tasks or self._calls <= MEASURED_CALLS else _STRIDE
         cpu = cpu_ns * weight

@@ -56,22 +56,21 @@ _ENGINE_FILES = ("/cascade/runtime/", "/cascade/adapters/", "/concurrent/futures
 
 
 class RunClock:
-    """Wall-clock time that does not run backwards within a run when the system's clock is set back."""
+    """Wall-clock time that does not run backwards within a run when the system's clock is set back.
+
+    Attributes:
+        last_ns: The time that `now_ns` returned last; 0 before the first call.
+    """
 
     def __init__(self, clock: Clock = time.time_ns) -> None:
         self._clock = clock
-        self._last = 0
-
-    @property
-    def last_ns(self) -> int:
-        """The time that `now_ns` returned last; 0 before the first call."""
-        return self._last
+        self.last_ns = 0
 
     def now_ns(self) -> int:
         now = self._clock()
-        if now > self._last:  # noqa: PLR1730 - `max` costs as much as the clock
-            self._last = now
-        return self._last
+        if now > self.last_ns:  # noqa: PLR1730 - `max` costs as much as the clock
+            self.last_ns = now
+        return self.last_ns
 
 
 @dataclass(eq=False, slots=True)

@@ -171,10 +171,9 @@ class TaskExecution:
             return None
 
     def _report_failure(self, error: BaseException) -> None:
-        run, description = self.run, self.describe()
+        run, description, begin_ns = self.run, self.describe(), self.attempt_start_ns or self.run.start_ns
         # Several tasks may raise one exception object: the note names the first task.
         if error is not run.failure:
-            begin_ns = self.attempt_start_ns or run.start_ns
             add_task_note(error, description, attempt_start_ns=begin_ns, now_ns=run.clock.last_ns)
         is_waiting = not self.start_ns and is_cancellation(error)
         if not is_waiting and not run.continues_after(error, self.planned.node):
@@ -248,8 +247,7 @@ class TaskExecution:
         token = CURRENT_TASK.set(self)
         span = None if run.tracing is None else run.enter_span(self.task)
         meter = run.meter if self.permit is None else run.slot_meter
-        if meter is not None:
-            self.usage = meter.begin()
+        usage = self.usage = None if meter is None else meter.begin()
         try:
             value = await run.executor.execute(self.plan_node, arguments.args, arguments.kwargs)
         except StillRunning as cancelled:
@@ -259,8 +257,9 @@ class TaskExecution:
             if (running := asyncio.current_task(run.loop)) is not None and running.cancelling():
                 await asyncio.sleep(0)  # raises a cancellation that the function has requested and not awaited
         finally:
-            if meter is not None:
-                meter.end(self)
+            if meter is not None and usage is not None and (cpu_ns := usage.cpu_ns) is not None:
+                self.cpu_ns = cpu_ns + (self.cpu_ns or 0)
+                meter.end(usage, cpu_ns)
             if span is not None:
                 run.leave_span(span)
             CURRENT_TASK.reset(token)
@@ -305,7 +304,8 @@ class TaskExecution:
         fields["timestamp"], fields["duration"] = end_ns / 1e9, seconds(self.start_ns, end_ns)
         fields |= self._end_fields(self.start_ns, end_ns)
         if run.meter is not None:
-            run.meter.add_fields(fields, self)
+            fields["queue_seconds"] = max(0, self.start_ns - self.ready_ns) / 1e9
+            fields["cpu_seconds"] = None if self.cpu_ns is None else self.cpu_ns / 1e9
         if error is not None and self.planned.node.allow_failure:
             fields["is_allowed"] = run.continues_after(error, self.planned.node)
         if self.node.retry_policy is not None:
