@@ -193,8 +193,10 @@ STATED = {
         f"its first {exceptions.MAX_HISTORY // 2} and its last {exceptions.MAX_HISTORY // 2} attempts",
         {86_400.0: "`max_delay` is one day by default"}[retry.MAX_DELAY],
         {1.0: "no thread has become free for a second"}[slots.STALL_TIMEOUT],
-        {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
         {5.0: "at most five seconds, and tears the resource down"}[threads.CANCEL_GRACE],
+    ],
+    "docs/failures.md": [
+        {1.0: "a setup or teardown that takes more than a second"}[_run_context.REPORT_DELAY],
     ],
     "docs/wire.md": [
         f"the first {limits.MAX_CONTROL_EVENTS} decisions",
