@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -180,6 +180,71 @@ async def test_a_failure_is_not_stored(recorded: RecordedEngine) -> None:
     failure = Failure(ValueError("no"), "load", "id", None, 1)
     assert await recorded.run(same(failure), cache=cache) is failure
     assert cache.values == {}
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda failure: [1, failure],
+        lambda failure: {"rows": [1], "more": ({"x": [failure]},)},
+        lambda failure: Pair(1, [failure]),
+        lambda failure: [*range(100), [failure]],
+    ],
+    ids=["list", "nested", "named tuple", "long"],
+)
+async def test_a_value_with_a_failure_is_neither_stored_nor_looked_up(
+    recorded: RecordedEngine, shape: Callable[[Any], Any]
+) -> None:
+    @cs.task
+    def same(x: Any) -> Any:
+        return x
+
+    @cs.task
+    async def nested() -> Any:
+        return shape(await run_nested(cs.task(lambda: 1 / 0, name="divide", threaded=False)().allow_failure()))
+
+    cache = MemoryCache()
+    await recorded.run(nested(), cache=cache)
+    assert (len(cache.calls), cache.values) == (2, {})
+    await recorded.run(same(shape(Failure(ValueError("no"), "load", "id", None, 1))), cache=cache)
+    assert (len(cache.calls), cache.values) == (2, {})
+
+
+async def test_a_value_that_contains_itself_is_stored(recorded: RecordedEngine) -> None:
+    @cs.task
+    def circle() -> Any:
+        found: list[Any] = [1]
+        found.append({"again": found})
+        return found
+
+    cache = MemoryCache()
+    await recorded.run(circle(), cache=cache)
+    assert len(cache.values) == 1
+
+
+class AsyncPolicy:
+    async def check(self, task_id: str, inputs: dict[str, Any]) -> Any:
+        return "a value that is not awaited"
+
+    async def save(self, task_id: str, inputs: dict[str, Any], output: Any) -> None:
+        raise AssertionError
+
+
+async def test_a_policy_with_coroutine_functions_is_a_miss_with_a_warning_that_names_the_fix(
+    recorded: RecordedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache: Any = AsyncPolicy()
+    assert await recorded.run(double(2).with_cache(cache)) == 4
+    assert caplog.messages == [
+        f"The cache of task 'double' could not {action}: {method} is a coroutine function; a cache that waits has the "
+        "methods look_up and store"
+        for action, method in [("look up the value, so the task runs", "check"), ("save its value", "save")]
+    ]
 
 
 class NamedCache:

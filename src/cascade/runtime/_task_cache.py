@@ -1,9 +1,10 @@
 """Caches of one run: the lookup and the storage of the values of tasks. An error of a cache never fails a task."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from inspect import isawaitable
+from types import CoroutineType
 from typing import Any
 
 from cascade._loggers import get_logger
@@ -104,11 +105,11 @@ class CachedCall:
         return MISS if hit is None else hit.value
 
     async def store(self, value: Any) -> None:
-        """Store the value of the task, unless it is the failure of another task.
+        """Store the value of the task, unless it is or contains the failure of a task.
 
         The task has succeeded: after an error, only a later run misses the value.
         """
-        if type(value) is Failure:
+        if _has_failure(value):
             return
         try:
             stored = self._cache.store(self._call, value)
@@ -127,16 +128,50 @@ class _PolicyCache:
         self._save: Callable[..., object] = _with_name(policy.save)
 
     def look_up(self, call: TaskCall) -> CacheHit | None:
-        value = self._check(call.task_name, call.task_id, call.inputs)
+        value = _of_plain(self._check(call.task_name, call.task_id, call.inputs), "check")
         return None if value is None else CacheHit(value)
 
     def store(self, call: TaskCall, value: Any) -> Awaitable[None] | None:
-        self._save(call.task_name, call.task_id, call.inputs, value)
+        _of_plain(self._save(call.task_name, call.task_id, call.inputs, value), "save")
         return None
 
 
+def _of_plain(result: Any, method: str) -> Any:
+    """Return the result of a method of a policy, which is a plain function.
+
+    Raises:
+        CacheError: It is a coroutine function.
+    """
+    if type(result) is CoroutineType:
+        result.close()
+        raise CacheError(f"{method} is a coroutine function; a cache that waits has the methods look_up and store")
+    return result
+
+
 def _has_failure(value: Any) -> bool:
-    return type(value) is Failure or (type(value) is list and any(type(item) is Failure for item in value))
+    """Whether a value is a `Failure`, or contains one in lists, tuples and dicts. No method of another class is called."""
+    if type(value) is Failure:
+        return True
+    pending: list[Any] = [value] if issubclass(type(value), (list, tuple, dict)) else []
+    seen = set[int]()
+    while pending:
+        container = pending.pop()
+        if id(container) in seen:
+            continue
+        seen.add(id(container))
+        items = _items_of(container)
+        kinds = set(map(type, items))
+        if Failure in kinds:
+            return True
+        if nested := {kind for kind in kinds if issubclass(kind, (list, tuple, dict))}:
+            pending += [item for item in _items_of(container) if type(item) in nested]
+    return False
+
+
+def _items_of(container: Any) -> Iterable[Any]:
+    kind = type(container)
+    base = dict if issubclass(kind, dict) else list if issubclass(kind, list) else tuple
+    return dict.values(container) if base is dict else base.__iter__(container)
 
 
 def _with_name(method: Callable[..., Any]) -> Callable[..., Any]:
