@@ -1,4 +1,4 @@
-"""What the connectors of a run have sent and lost during the run."""
+"""Numbers of messages that the connectors have sent and lost during a run."""
 
 from cascade.connectors.fanout import FanoutConnector
 from cascade.connectors.report import ConnectorReport, report_of

@@ -1,4 +1,4 @@
-"""`RunResult`: how a run has ended, and what it has recorded."""
+"""`RunResult`: the outcome of a run, with its identity, counts, failures and telemetry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

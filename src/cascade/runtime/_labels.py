@@ -30,22 +30,22 @@ class Labels:
     def __init__(self) -> None:
         self._reported: set[str] = set()
 
-    def marks_of(
+    def event_fields_of(
         self, node: Node, inputs: Callable[[], Mapping[str, Any] | None], edges: Sequence[Edge]
     ) -> dict[str, Any]:
         """Return the fields `label` and `tags` of the events of a node, as far as it has them.
 
         `inputs` returns the arguments for a label function, or None if they have an error.
         """
-        marks: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         label = fixed_label(node)
         if callable(node.label) and (arguments := inputs()) is not None:
             label = self.label_of(node, arguments, edges)
         if label is not None:
-            marks["label"] = label
+            fields["label"] = label
         if node.tags:
-            marks["tags"] = tuple(masked_tags(node.tags))
-        return marks
+            fields["tags"] = tuple(masked_tags(node.tags))
+        return fields
 
     def label_of(self, node: Node, inputs: Mapping[str, Any], edges: Sequence[Edge] = ()) -> str | None:
         """Return the result of a node's label function, masked and cut to `MAX_NAME_BYTES`.

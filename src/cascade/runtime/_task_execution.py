@@ -37,7 +37,7 @@ class TaskExecution:
         planned: The node of the plan; for an item, the node of its map.
         plan_node: The node that the executor gets.
         item: The inputs of an item of a map.
-        marks: The fields of all events with the label and the tags; None without them.
+        event_fields: The fields of all events with the label and the tags; None without them.
         start_ns: The first start; 0 before it.
         attempt: The number of the current attempt, from 1; 0 without a retry policy.
         arguments: The arguments of the call; None before they are resolved, and after the end.
@@ -50,7 +50,7 @@ class TaskExecution:
     """
 
     label: str | None = None
-    marks: dict[str, Any] | None = None
+    event_fields: dict[str, Any] | None = None
     start_ns = attempt = attempt_start_ns = ready_ns = 0
     arguments: Arguments | None = None
     waits: tuple[Wait, ...] = ()
@@ -98,7 +98,7 @@ class TaskExecution:
                     "start_ns": self.start_ns,
                     "attempt_start_ns": self.attempt_start_ns,
                     "child": self.child,
-                    **(self.marks or {}),
+                    **(self.event_fields or {}),
                 }
             )
         return self._task
@@ -124,8 +124,8 @@ class TaskExecution:
             BaseException: The exception of the last attempt, unchanged.
         """
         if type(self.node) is not Node:
-            self.marks = self.run.labels.marks_of(self.node, self._inputs, self.planned.edges)
-            self.label = self.marks.get("label")
+            self.event_fields = self.run.labels.event_fields_of(self.node, self._inputs, self.planned.edges)
+            self.label = self.event_fields.get("label")
         if self.run.bus.backpressure.is_full():
             await self._wait_for_telemetry()
         permit = self.permit = self.run.permit(self.node.name, self.plan_node)
@@ -345,6 +345,6 @@ class TaskExecution:
         fields["task_id"], fields["task_name"] = node.id, node.name
         if self.map_id is not None:
             fields["map_id"], fields["map_index"] = self.map_id, self.map_index
-        if self.marks:
-            fields |= self.marks
+        if self.event_fields:
+            fields |= self.event_fields
         self.run.publish(event, fields, handlers)

@@ -109,7 +109,7 @@ class TaskContext:
 
 
 class CallUsage:
-    """Measures of one call of a task's function. The executor sets them before the call ends, as far as it knows them.
+    """Measures of one call of a task's function. The executor sets the available ones before the call ends.
 
     Attributes:
         cpu_ns: CPU time of the thread or process that ran the function, in nanoseconds.

@@ -142,7 +142,7 @@ def _refuse_event_loop() -> None:
 
 
 class _Recording:
-    """One run and what is recorded about it. The arguments are those of `record_run`."""
+    """One run and its records. The arguments are those of `record_run`."""
 
     def __init__(
         self,

@@ -71,7 +71,7 @@ class Entries:
         self.directory = directory
         self._max_bytes = max_bytes
         self._lock = ForkSafeLock()
-        self._size: int | None = None  # in bytes on the disk, as far as this process knows
+        self._size: int | None = None  # in bytes on the disk, without the entries that other processes add meanwhile
         self._written = 0  # since the entries were counted
         self._is_checked = False
         self.warn = LimitedWarnings(logger)

@@ -35,7 +35,7 @@ class Opened:
         """Return the time of the entry, and its pickle: in memory up to `limit` bytes, else as a file.
 
         Raises:
-            ValueError: The entry is damaged. The text says how.
+            ValueError: The entry is damaged. The text describes the damage.
             OSError: It cannot be read.
         """
         if self.size > limit:

@@ -51,7 +51,7 @@ class LiveDisplay:
         self.is_open = True
         self.ended: Future[None] = Future()
         same = [sys.stdout] if sys.stdout is not stream and is_same_terminal(stream, sys.stdout) else []
-        self._taken = [_TakenStream(one, self) for one in (stream, *same) if one is not None]
+        self._redirected = [_RedirectedStream(one, self) for one in (stream, *same) if one is not None]
         self._thread = threading.Thread(target=self._run, name="cascade-console", daemon=True)
         self._thread.start()
 
@@ -118,8 +118,8 @@ class LiveDisplay:
             self.ended.set_result(None)
 
     def _release(self) -> None:
-        for taken in self._taken:
-            taken.release()
+        for stream in self._redirected:
+            stream.release()
 
     def _show(self, lines: list[str] | None) -> None:
         """Print the pending text, and the lines of the view below it; None leaves the view as it is."""
@@ -165,7 +165,7 @@ class LiveDisplay:
         return "".join(found)
 
 
-class _TakenStream:
+class _RedirectedStream:
     """Sends the text that is written to a stream to a display, until `release`.
 
     It replaces the method of the stream and not `sys.stderr`, because handlers of logging keep the stream.
@@ -183,7 +183,7 @@ class _TakenStream:
     def release(self) -> None:
         """Restore the method, at once or when the displays that have replaced it later are released."""
         self.is_released = True
-        while isinstance(top := getattr(self._attributes.get("write"), "__self__", None), _TakenStream):
+        while isinstance(top := getattr(self._attributes.get("write"), "__self__", None), _RedirectedStream):
             if not top.is_released:
                 return
             if top.previous is None:

@@ -74,7 +74,7 @@ class ActiveRuns:
             return display
 
     def add(self, payload: Message, display: LiveDisplay | None, *, has_tree: bool) -> None:
-        """Fold a message, and print what it causes: a wait, or the tree of a run that has ended."""
+        """Fold a message, and print a line for a wait, and the tree of a run that has ended."""
         body = payload["body"]
         event = body.get("event")
         text = ""
