@@ -181,6 +181,12 @@ async def test_items_from_the_cache_are_counted_not_listed() -> None:
     assert not [line for line in printed.lines if "Skipped" in line]
 
 
+async def test_the_progress_of_a_map_with_failures_counts_the_values_from_the_cache() -> None:
+    printed = Printed()
+    await printed.run(convert.map(x=[-3, -2, -1, 5, 0]).with_cache(Cache(up_to=-1)).allow_failure())
+    assert "⏳ map(convert): 4 of 5 done, 3 of them from the cache, 1 failed" in printed.lines
+
+
 async def test_debug_prints_each_item_with_its_index() -> None:
     printed = Printed("DEBUG", clock=FixedClock())
     await printed.run(convert.map(x=[1, 2]).with_cache(Cache(up_to=1)))

@@ -19,9 +19,11 @@ from tests.lab.waiting import HANG
 MS = 1_000_000
 
 
-def span(number: int, name: str, parent: int | None = None, start: int = 0, end: int = 10, **more: Any) -> ReceivedSpan:
+def span(
+    number: int, name: str, parent: int | None = None, start: int = 0, end: float = 10, **more: Any
+) -> ReceivedSpan:
     ids = f"{number:016x}", None if parent is None else f"{parent:016x}"
-    return ReceivedSpan(name, "a" * 32, *ids, start_ns=start * MS, end_ns=end * MS, **more)
+    return ReceivedSpan(name, "a" * 32, *ids, start_ns=start * MS, end_ns=round(end * MS), **more)
 
 
 def test_a_trace_is_a_tree_in_the_order_of_time() -> None:
@@ -272,3 +274,26 @@ def test_the_attempt_of_a_task_that_was_not_retried_is_not_drawn() -> None:
     assert [name for name in ("once", "twice", "nested", "noted") if f"{name} attempt" in shown] == [
         *("twice", "nested", "noted")
     ]
+
+
+def test_a_group_of_spans_without_a_duration_has_no_length() -> None:
+    moment = 1 / MS  # Cascade gives one nanosecond to a span without a duration
+    shown = render_trace([span(0, "root"), *(span(n, "item skipped", 0, 0, moment) for n in range(1, 101))])
+    assert re.search(r"… \d+ more item skipped +│", shown)
+
+
+def test_a_failure_after_which_a_run_continued_is_one_short_line_or_the_line_of_its_span() -> None:
+    attributes = {
+        "cascade.task.name": "extract",
+        "cascade.task.id": "e/3",
+        "cascade.map.index": 3,
+        "cascade.task.label": "c.csv",
+        "error.type": "ValueError",
+        "exception.message": "no number",
+    }
+    run = span(0, "run", events=(ReceivedEvent("cascade.task.failed", 5 * MS, attributes),))
+    assert "• cascade.task.failed  +5.00 ms  extract[c.csv]  ✗ ValueError: no number" in render_trace([run], width=140)
+    failed = span(1, "extract", 0, status="ERROR", attributes=attributes)
+    with_span = render_trace([run, failed], width=140)
+    assert "cascade.task.failed" not in with_span
+    assert with_span.count("✗ ValueError") == 1

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from string import Formatter
@@ -44,7 +44,7 @@ class MessageStore:
     """The texts of one locale by id, from all JSON files of its folder.
 
     If the value `name` is given, the text with the id `message+name` replaces that of `message`. If several such texts
-    exist, the first of the given values decides.
+    exist, the first of the given values decides. `message+name+other` is the text if both values are given.
     """
 
     def __init__(self, locale: str = "en") -> None:
@@ -53,18 +53,12 @@ class MessageStore:
             self._messages.update(json.loads(path.read_text(encoding="utf-8")))
         self._texts: dict[str, dict[str, str]] = defaultdict(dict)
         for key, text in self._messages.items():
-            msg_id, _, name = key.partition("+")
+            msg_id, _, name = key.rpartition("+") if "+" in key else (key, "", "")
             self._texts[msg_id][name] = text
 
     def get(self, msg_id: str, default: str = "", **kwargs: Any) -> str:
         """Return the formatted text. Never raises: after a formatting error, the text describes that error."""
-        texts = self._texts.get(msg_id, {})
-        for name in kwargs:
-            if name in texts:
-                template: str | None = texts[name]
-                break
-        else:
-            template = texts.get("")
+        template = self._template(msg_id, kwargs)
         if template is None:
             return default or f"<{msg_id}>"
         try:
@@ -72,6 +66,13 @@ class MessageStore:
             return _formatter.vformat(template, (), kwargs) if "!n}" in template else template.format(**kwargs)
         except Exception as error:  # noqa: BLE001 - a value's own __format__ may raise anything
             return f"<Formatting error for '{msg_id}': {_error_text(error)}>"
+
+    def _template(self, msg_id: str, names: Iterable[str]) -> str | None:
+        texts = self._texts.get(msg_id, {})
+        for name in names:
+            if name in texts:
+                return self._template(f"{msg_id}+{name}", names) or texts[name]
+        return texts.get("")
 
 
 def _error_text(error: Exception) -> str:

@@ -16,7 +16,8 @@ def render_trace(
 
     The parts of a split trace are below their run or map. A span whose parent is missing is a root with a note. If
     more than `max_children` children have the same name, the slowest and those with errors or events are drawn, and one
-    line summarizes the others. The attempt of a task that was not retried is not drawn. Characters that the encoding of stdout lacks are replaced by ASCII characters.
+    line summarizes the others. The attempt of a task that was not retried is not drawn. Characters that the encoding
+    of stdout lacks are replaced by ASCII characters.
 
     Args:
         spans: Spans of one or more traces, in any order.

@@ -9,6 +9,7 @@ from cascade.connectors.console.span_nodes import Group, Span, SpanEvent, SpanNo
 from cascade.telemetry.trace_shards import PART_EVENT
 
 _INDEX, _LABEL, _ATTEMPT = "cascade.map.index", "cascade.task.label", "cascade.task.attempt"
+_FAILED_EVENT = "cascade.task.failed"
 _DEFAULT_KINDS = {"INTERNAL", "UNSPECIFIED"}
 _MAX_MESSAGE = 60
 _MAX_NAMES = 2
@@ -58,16 +59,24 @@ def facts(span: Span, *, attempts: int, is_top: bool) -> list[str]:
     return [fact for fact in found if fact]
 
 
-def events_of(span: Span) -> list[SpanEvent]:
-    """Return the events that the line of the span does not show. That line shows parts and the exception of an error."""
-    shown = {PART_EVENT, "exception"} if span.status == "ERROR" else {PART_EVENT}
-    return [event for event in span.events if event.name not in shown]
+def events_of(node: SpanNode) -> list[SpanEvent]:
+    """Return the events that no other line shows.
+
+    The line of the span shows its parts and the exception of an error, and the lines below it the failures of its tasks.
+    """
+    is_error = node.span.status == "ERROR"
+    shown = {PART_EVENT, "exception"} if is_error else {PART_EVENT}
+    if node.errors > is_error:
+        shown.add(_FAILED_EVENT)
+    return [event for event in node.span.events if event.name not in shown]
 
 
 def event_text(event: SpanEvent, span: Span) -> str:
     """Return the name, the time since the span's start, and the attributes of an event."""
     if event.name == "exception":
         text = _exception(event.attributes.get("exception.type"), event.attributes.get("exception.message"))
+    elif event.name == _FAILED_EVENT:
+        text = _failure(event.attributes)
     else:
         text = " ".join(f"{key}={value}" for key, value in event.attributes.items() if key != "exception.stacktrace")
     return f"{event.name}  +{duration(event.time_ns - span.start_ns)}  {text}".rstrip()
@@ -85,7 +94,7 @@ def group_text(group: Group) -> str:
     """Return the number, the range of durations and the errors of a group."""
     facts = [
         f"… {group.count:,} more {group.name or 'of various names'}",
-        _range(group.shortest_ns, group.longest_ns) if group.longest_ns or group.shortest_ns else "",
+        _range(group.shortest_ns, group.longest_ns) if group.longest_ns > _INSTANT_NS else "",
         counted(group.errors, "error") if group.errors else "",
         f"{counted(group.below, 'span')} below" if group.below else "",
     ]
@@ -179,6 +188,13 @@ def _exception(kind: object, message: object) -> str:
     text = text.removeprefix(f"{kind}: ")
     text = text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}…"
     return f"{kind}: {text}" if text and text != kind else kind
+
+
+def _failure(attributes: Mapping[str, Any]) -> str:
+    """Return the task and the error of a failure after which the run continued."""
+    name, item = attributes.get("cascade.task.name"), attributes.get(_LABEL, attributes.get(_INDEX))
+    error = _exception(attributes.get("error.type"), attributes.get("exception.message"))
+    return f"{name if item is None else f'{name}[{item}]'}  ✗ {error}"
 
 
 def _reason(span: Span) -> str:

@@ -148,7 +148,7 @@ class _TraceDrawing:
         return self._row(left, length=duration(span.end_ns - span.start_ns), bar=bar, style=style)
 
     def _event_rows(self, branch: _Branch, node: SpanNode) -> Iterator[Text]:
-        events = events_of(node.span)
+        events = events_of(node)
         guides = self._fit_guides(branch.below + ("│  " if node.children else "   "))
         for event in events[:_MAX_EVENTS]:
             left = _line((f"{guides}• {event_text(event, node.span)}", "dim"))
@@ -180,7 +180,7 @@ class _TraceDrawing:
 def _drawn_children(node: SpanNode) -> list[SpanNode]:
     """Return the children without the attempt of a task that was not retried: it has the times and the error of the task."""
     attempts = [child for child in node.children if is_attempt(child.span)]
-    if len(attempts) != 1 or attempts[0].children or events_of(attempts[0].span) or node.hidden:
+    if len(attempts) != 1 or attempts[0].children or events_of(attempts[0]) or node.hidden:
         return node.children
     return [child for child in node.children if child is not attempts[0]]
 
