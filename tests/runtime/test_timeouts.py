@@ -304,6 +304,26 @@ async def test_functions_that_still_run_do_not_block_later_runs(blocked: Blocked
         assert await with_timeout(cs.run_async(cs.task(lambda: 1)(), max_workers=4, log_level="OFF")) == 1
 
 
+async def test_a_function_that_still_runs_has_the_identity_of_its_attempt(recorded: RecordedEngine) -> None:
+    seen, release = [], threading.Event()
+
+    def number() -> int:
+        task = cs.current_task()
+        assert task is not None
+        return task.attempt
+
+    @cs.task
+    def late() -> None:
+        first = number()
+        release.wait(HANG)
+        seen.append((first, number()))
+
+    await with_timeout(recorded.run(late().with_timeout(SHORT).with_retry(2, delay=0).allow_failure()))
+    release.set()
+    await until(lambda: len(seen) == 3)
+    assert sorted(seen) == [(1, 1), (2, 2), (3, 3)]
+
+
 async def test_a_late_error_of_a_function_is_ignored(
     recorded: RecordedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ a late error is the cause of the `TimeoutError`. A function in a thread cannot b
 
 import asyncio
 from collections.abc import Coroutine
+from contextvars import ContextVar
 from typing import Any, Self
 
 from cascade._loggers import get_logger
@@ -14,6 +15,7 @@ from cascade.runtime._retried_execution import RetriedExecution
 from cascade.runtime._run_context import RunContext
 from cascade.runtime._task_execution import TaskExecution
 from cascade.runtime.exceptions import AnyFuture, StillRunning, add_note
+from cascade.runtime.task_context import TaskContext
 from cascade.telemetry.limits import MAX_NAME_BYTES, truncate
 from cascade.telemetry.sanitize import error_text
 
@@ -63,16 +65,36 @@ class Deadline:
         self._task.cancel(self._reason)
 
 
+_ATTEMPT: ContextVar[tuple[TaskExecution, int] | None] = ContextVar("cascade_attempt", default=None)
+"""The execution and the number of the attempt that the code belongs to."""
+
+
 class _Timed(TaskExecution):
     """Limits each attempt of a task to the timeout of its node.
 
     Attributes:
         deadline: The deadline of the current attempt.
+        left: The identities of the attempts whose functions still run, by number.
     """
 
     deadline: Deadline | None = None
+    left: dict[int, TaskContext] | None = None
+
+    @property
+    def task(self) -> TaskContext:
+        """Identity of the attempt that the caller belongs to: that of a function which still runs is not the current one."""
+        if self.left is not None and (attempt := _ATTEMPT.get()) is not None and attempt[0] is self:
+            return self.left.get(attempt[1]) or super().task
+        return super().task
 
     async def _call(self, number: int, start_ns: int) -> Any:
+        token = _ATTEMPT.set((self, number))
+        try:
+            return await self._call_in_time(number, start_ns)
+        finally:
+            _ATTEMPT.reset(token)
+
+    async def _call_in_time(self, number: int, start_ns: int) -> Any:
         limit = self.node.timeout
         assert limit is not None  # noqa: S101 - for the type checker: only such tasks have this class
         deadline = self.deadline = Deadline(limit)
@@ -117,6 +139,7 @@ class _Timed(TaskExecution):
         """Leave the permit and the resources to the function that still runs. A retry acquires others."""
         run, permit, amounts = self.run, self.permit, self.amounts
         self.amounts = None
+        self.left = {**(self.left or {}), self.attempt: self.task}
         if permit is not None:
             self.permit = permit.renewed()
         if permit is not None or amounts:
