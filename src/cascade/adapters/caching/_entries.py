@@ -6,7 +6,8 @@ file affects one value. A header has the time of the entry and a digest of its c
 
 Alternatives: diskcache has no release since 2023, reads pickles from directories that others may write to
 (CVE-2025-69872), and takes longer for each value. joblib's Memory keys a value by the identity of objects, and has neither
-an age limit nor a check of the owner. One database of `sqlite3` is damaged as a whole, and its connections do not survive a fork.
+an age limit nor a check of the owner. One database of `sqlite3` is damaged as a
+whole, admits one writer at a time, and excludes network file systems in its mode for concurrent readers (WAL).
 """
 
 import itertools

@@ -1,4 +1,9 @@
-"""Keeps a live view at the bottom of a terminal, below the text that the program prints meanwhile."""
+"""Keeps a live view at the bottom of a terminal, below the text that the program prints meanwhile.
+
+`rich.live.Live` replaces `sys.stderr`, so that the text of a logging handler that keeps the stream overwrites the view. It also
+draws the view again for each printed text: a program that prints 500 lines a second below 100 tasks then uses 0.4 of a core
+instead of 0.02.
+"""
 
 import contextlib
 import sys
