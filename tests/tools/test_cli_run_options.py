@@ -142,7 +142,7 @@ def test_no_connector_replaces_that_of_the_environment(
     [
         (("--connector", "kafka"), "--connector", "no connector 'kafka'; choose from otel, mqtt"),
         (("--timeout", "0"), "--timeout", "timeout must be a finite number of seconds above 0, got 0.0"),
-        (("--timeout", "soon"), "--timeout", "could not convert string to float: 'soon'"),
+        (("--timeout", "soon"), "--timeout", "'soon' is not a number of seconds"),
         (("--timeout", "inf"), "--timeout", "timeout must be a finite number"),
         (("--max-workers", "0"), "--max-workers", "1"),
         (("--tag", " "), "--tag", "each tag must have at least one visible character"),

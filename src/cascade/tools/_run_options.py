@@ -48,7 +48,11 @@ def _connectors(text: str) -> Any:
 
 
 def _seconds(text: str) -> float:
-    return checked_timeout("cs.run", float(text))
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number of seconds") from None
+    return checked_timeout("cs.run", seconds)
 
 
 def _name(text: str) -> str:

@@ -99,6 +99,17 @@ def test_secrets_are_masked_and_texts_are_printable(capsys: pytest.CaptureFixtur
     assert "\x1b" not in shown
 
 
+def test_the_tree_of_a_run_inside_a_span_of_the_application_misses_no_parent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace_id, parent_id = "ab" * 16, "cd" * 8
+    monkeypatch.setenv("TRACEPARENT", f"00-{trace_id}-{parent_id}-01")
+    cs.run(double(1), connector=ConsoleConnector())
+    tree = capsys.readouterr().err
+    assert f"trace {trace_id}" in tree
+    assert "missing" not in tree
+
+
 @pytest.mark.injects_errors("the stream raises")
 @pytest.mark.parametrize("error", [BrokenPipeError("gone"), ValueError("I/O operation on closed file"), RuntimeError()])
 def test_an_error_of_the_stream_does_not_end_the_run(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

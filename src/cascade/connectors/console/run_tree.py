@@ -112,8 +112,8 @@ class RunTree:
         self._nested.setdefault(parent_span_id, ChildCollector()).add(node)
 
     def finish(self, payload: Message) -> SpanNode:
-        """Return the span of the run, for its last message."""
-        node = _node(payload)
+        """Return the span of the run, for its last message. Its parent, such as the span of a request, is in no run."""
+        node = _node({**payload, "parent_span_id": ""})
         for rest in (self._children, *self._maps.values(), *self._nested.values()):
             rest.move_to(node)
         return _completed(node)
