@@ -3,7 +3,9 @@
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import CliRenderer
 from cascade.runtime import _run_context
 from cascade.runtime._meter import MIN_DELAY_NS, Meter
+from cascade.runtime.engine import run_nested
 from cascade.runtime.events import RunFinished, StarvedThreads
 from cascade.runtime.subscribers import HumanReadableLogSubscriber, TelemetrySubscriber
 from cascade.runtime.task_context import current_usage
@@ -34,30 +37,42 @@ class Simulation:
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(
+        self.meter = self.new_meter(None)
+
+    def new_meter(self, outer: Meter | None) -> Meter:
+        return Meter(
+            outer,
             of_tasks=self.of_tasks,
             clock=lambda: round(self.now * 1e9),
             process_clock=lambda: round(self.process_cpu * 1e9),
         )
 
     def run(
-        self, *cpu: float, wall: float, delay: float = 0.0, threads: int = 32, other_cpu: float = 0.0, times: int = 1
+        self,
+        *cpu: float,
+        wall: float,
+        delay: float = 0.0,
+        threads: int = 32,
+        other_cpu: float = 0.0,
+        times: int = 1,
+        meters: Sequence[Meter] = (),
     ) -> None:
-        """Run one call for each CPU time, all at once in threads, and repeat this."""
+        """Run one call for each CPU time, all at once in threads, and repeat this. The calls belong to the meters in turn."""
+        of_calls = [meter for meter, _ in zip(cycle(meters or [self.meter]), cpu, strict=False)]
         for _ in range(times):
-            usages = [self.meter.begin() for _ in cpu]
+            usages = [meter.begin() for meter in of_calls]
             self.now += wall
             self.process_cpu += sum(cpu) + other_cpu
             ended_ns = round(self.now * 1e9)
             self.now += delay
-            for usage, used in zip(usages, cpu, strict=True):
+            for meter, usage, used in zip(of_calls, usages, cpu, strict=True):
                 if usage is not None:
                     usage.wall_ns = round(wall * 1e9)
                     usage.threads, usage.ended_ns = threads, ended_ns
-                    self.meter.end(usage, round(used * 1e9))
+                    meter.end(usage, round(used * 1e9))
 
-    def starved(self) -> StarvedThreads | None:
-        return self.meter.starved(round((self.now - 1.0) * 1e9))
+    def starved(self, meter: Meter | None = None) -> StarvedThreads | None:
+        return (meter or self.meter).starved(round((self.now - 1.0) * 1e9))
 
 
 def test_threads_that_compute_in_python_are_starved() -> None:
@@ -105,6 +120,55 @@ def test_tasks_that_compute_are_starved_beside_tasks_that_wait() -> None:
     found = simulation.starved()
     assert found is not None
     assert round(found.slowdown) == 16
+
+
+@pytest.mark.parametrize("of_tasks", [True, False])
+def test_nested_runs_that_share_a_processor_are_starved_together(of_tasks: bool) -> None:
+    simulation = Simulation(of_tasks)
+    simulation.now += 5.0  # a pause before the nested runs
+    meters = [simulation.new_meter(simulation.meter) for _ in range(4)]
+    simulation.run(*[0.1] * 32, wall=3.2, delay=0.16, times=2, meters=meters)
+    assert [simulation.starved(meter) for meter in meters] == [None] * 4
+    found = simulation.starved()
+    assert found is not None
+    assert (round(found.slowdown), round(found.cores, 1)) == (32, 1.0)
+
+
+def test_a_nested_run_with_a_report_causes_none_of_its_outer_run() -> None:
+    simulation = Simulation()
+    nested = simulation.new_meter(simulation.meter)
+    simulation.run(*[0.1] * 32, wall=3.2, delay=0.16, times=2, meters=[nested])
+    assert simulation.starved(nested) is not None
+    assert simulation.starved() is None
+
+
+def test_nested_runs_that_wait_are_not_starved() -> None:
+    simulation = Simulation()
+    meters = [simulation.new_meter(simulation.meter) for _ in range(4)]
+    simulation.run(*[0.001] * 32, wall=0.3, delay=0.0002, times=9, meters=meters)
+    assert [simulation.starved(meter) for meter in [*meters, simulation.meter]] == [None] * 5
+
+
+def test_a_run_that_a_task_starts_has_the_meter_of_the_run_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[tuple[Meter, Meter | None]] = []
+
+    class RecordedMeter(Meter):
+        def __init__(self, outer: Meter | None, *, of_tasks: bool) -> None:
+            super().__init__(outer, of_tasks=of_tasks)
+            created.append((self, outer))
+
+    @cs.task
+    def in_thread() -> int:
+        return cs.run(work(1), log_level="WARNING")
+
+    @cs.task
+    async def in_loop() -> int:
+        return await run_nested(work(2))
+
+    monkeypatch.setattr(_run_context, "Meter", RecordedMeter)
+    assert cs.run([in_thread(), in_loop()], log_level="WARNING") == [1, 2]
+    meters, outers = zip(*created, strict=True)
+    assert outers == (None, meters[0], meters[0])
 
 
 def test_a_sample_of_the_calls_gives_the_same_measures() -> None:
@@ -171,7 +235,7 @@ async def test_the_end_of_a_run_reports_its_starved_threads(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulation, bus, connector = Simulation(), cs.MessageBus(), MemoryConnector()
-    monkeypatch.setattr(_run_context, "Meter", lambda *, of_tasks: simulation.meter)
+    monkeypatch.setattr(_run_context, "Meter", lambda _, *, of_tasks: simulation.meter)
     messages, finished = Messages(messaging_bus.store), list[RunFinished]()
     messages.set_renderer(CliRenderer(messages.store, min_level="WARNING"))
     HumanReadableLogSubscriber(bus, min_level="WARNING", messages=messages)

@@ -8,6 +8,7 @@ servers, or compute in C code on free processors. If N threads compete, it is ab
 releases the interpreter after 5 ms.
 """
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -37,11 +38,13 @@ _STRIDE = 16
 
 
 class Meter:
-    """Measures the calls of one run. Used in the event loop of the run.
+    """Measures the calls of one run, and of the runs that its tasks start. Used in the event loops of these runs.
 
-    The sums are weighted by CPU time: a task that waits while others compete does not count.
+    The sums are weighted by CPU time: a task that waits while others compete does not count. If a nested run has no report
+    of its own, its sums are added to those of the outer run: several nested runs may share the processors.
 
     Args:
+        outer: The meter of the run whose task has started this run.
         of_tasks: Measures each call, for subscribers that use the CPU time of tasks. Otherwise it measures a sample.
         clock: Returns nanoseconds; the clock of `CallUsage.ended_ns`.
         process_clock: Returns the CPU time of the process in nanoseconds.
@@ -49,12 +52,15 @@ class Meter:
 
     def __init__(
         self,
+        outer: "Meter | None" = None,
         *,
         of_tasks: bool = True,
         clock: Callable[[], int] = time.perf_counter_ns,
         process_clock: Callable[[], int] = time.process_time_ns,
     ) -> None:
         self.of_tasks = of_tasks
+        self._outer = outer
+        self._lock = threading.Lock()  # nested runs may have event loops in other threads
         self._clock, self._process_clock = clock, process_clock
         self._calls = self._threads = 0
         self._cpu = self._share = self._delay = 0.0
@@ -68,8 +74,17 @@ class Meter:
             if self._calls > MEASURED_CALLS and self._calls % _STRIDE:
                 return None
         if not self._window_ns:
-            self._open_window(self._clock())
+            self.begin_at(self._clock())
         return CallUsage()
+
+    def begin_at(self, now: int) -> None:
+        """Begin to measure the process, before the first call of this run or of a nested run."""
+        with self._lock:
+            if not self._window_ns:
+                self._open_window(now)
+            self._first_ns = self._first_ns or now
+        if self._outer is not None:
+            self._outer.begin_at(now)
 
     def end(self, usage: CallUsage, cpu_ns: int) -> None:
         """Add the measures of a call that has ended. Calls outside of threads do not count."""
@@ -78,14 +93,24 @@ class Meter:
         now, wall_ns = self._clock(), max(usage.wall_ns, cpu_ns, 1)
         weight = 1 if self.of_tasks or self._calls <= MEASURED_CALLS else _STRIDE
         cpu = cpu_ns * weight
+        with self._lock:
+            self._add(cpu, cpu * (cpu_ns / wall_ns), cpu * (now - usage.ended_ns), usage.threads)
+            if usage.ended_ns > self._window_ns:  # else a call of the period before
+                self._first_ns = min(self._first_ns or now, usage.ended_ns - wall_ns)
+            if now - self._window_ns >= WINDOW_NS:
+                self._close_window(now)
+
+    def _add(self, cpu: float, share: float, delay: float, threads: int) -> None:
         self._cpu += cpu
-        self._share += cpu * (cpu_ns / wall_ns)
-        self._delay += cpu * (now - usage.ended_ns)
-        self._threads = max(self._threads, usage.threads)
-        if usage.ended_ns > self._window_ns:  # else a call of the period before
-            self._first_ns = min(self._first_ns or now, usage.ended_ns - wall_ns)
-        if now - self._window_ns >= WINDOW_NS:
-            self._close_window(now)
+        self._share += share
+        self._delay += delay
+        self._threads = max(self._threads, threads)
+
+    def add_nested(self, cpu: float, share: float, delay: float, threads: int) -> None:
+        """Add the sums of a nested run that has ended."""
+        with self._lock:
+            self._add(cpu, share, delay, threads)
+            self._close_window(self._clock())
 
     def _open_window(self, now: int) -> None:
         self._window_ns, self._window_cpu, self._first_ns = now, self._process_clock(), 0
@@ -98,9 +123,16 @@ class Meter:
         self._open_window(now)
 
     def starved(self, duration_ns: int) -> StarvedThreads | None:
-        """Return the measures if the threads of the run were starved. `duration_ns` is the duration of the run."""
-        if self._first_ns:
-            self._close_window(self._clock())
+        """Return the measures if the threads of the run were starved, at its end. `duration_ns` is the duration of the run."""
+        with self._lock:
+            if self._first_ns:
+                self._close_window(self._clock())
+        found = self._starved(duration_ns)
+        if found is None and self._outer is not None and self._cpu:
+            self._outer.add_nested(self._cpu, self._share, self._delay, self._threads)
+        return found
+
+    def _starved(self, duration_ns: int) -> StarvedThreads | None:
         if duration_ns < MIN_RUN_NS or not self._cpu or not self._process_cpu:
             return None
         share, cores = self._share / self._cpu, self._cores / self._process_cpu

@@ -35,7 +35,7 @@ from cascade.runtime.guard import FAULTS
 from cascade.runtime.protocols import Executor, ExecutorSlots, Slot, SlotProvider, Tracing
 from cascade.runtime.resource_manager import ResourceManager
 from cascade.runtime.state import InMemoryStateBackend
-from cascade.runtime.task_context import TaskContext
+from cascade.runtime.task_context import CURRENT_TASK, TaskContext
 from cascade.runtime.threads import leave_running
 from cascade.spec.failure import Failure
 from cascade.spec.protocols import StateBackend
@@ -145,7 +145,8 @@ class RunContext:
     def __post_init__(self) -> None:
         self.slots = self.executor.slots if isinstance(self.executor, SlotProvider) else lambda _: None
         if self.bus.measures_threads:
-            self.slot_meter = Meter(of_tasks=self.bus.measures_tasks)
+            outer = getattr(CURRENT_TASK.get(), "run", None)  # a task of another process has none
+            self.slot_meter = Meter(getattr(outer, "slot_meter", None), of_tasks=self.bus.measures_tasks)
             self.meter = self.slot_meter if self.bus.measures_tasks else None
 
     def release(self) -> None:
