@@ -83,6 +83,10 @@ def test_the_trace_id_has_the_bits_of_a_version_4_uuid() -> None:
         ({"tags": "nightly"}, TypeError, "tags must be several texts, got 'nightly'"),
         ({"tags": [1]}, TypeError, "each tag must be a text, got a int"),
         ({"tags": None}, TypeError, "tags must be several texts, got a NoneType"),
+        ({"timeout": -1}, ValueError, "run: timeout must be a finite number of seconds above 0, got -1"),
+        ({"timeout": "5"}, TypeError, "run: timeout must be a finite number of seconds above 0, got '5'"),
+        ({"fail_fast": "no"}, TypeError, "fail_fast must be True or False, got a str"),
+        ({"fail_fast": None}, TypeError, "fail_fast must be True or False, got a NoneType"),
     ],
     ids=str,
 )

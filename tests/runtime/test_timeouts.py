@@ -488,7 +488,7 @@ async def test_a_run_in_time_returns_its_value(recorded: RecordedEngine) -> None
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 async def test_a_timeout_of_a_run_is_above_zero(recorded: RecordedEngine, value: float) -> None:
-    with pytest.raises(ValueError, match=r"^Engine\.run: timeout must be a finite number of seconds above 0"):
+    with pytest.raises(ValueError, match=r"^run: timeout must be a finite number of seconds above 0"):
         await recorded.run(same(1), timeout=value)
 
 

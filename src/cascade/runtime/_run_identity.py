@@ -1,4 +1,4 @@
-"""Id, name and trace of a run: checks, the ids of the runs in progress, and the place of a run in its trace."""
+"""Id, name and trace of a run: checks of its options, the ids of the runs in progress, and the place of a run in its trace."""
 
 import os
 from collections.abc import Iterator
@@ -48,6 +48,13 @@ def checked_name(name: str | None) -> str:
     if not (text := str.__str__(name)).strip():
         raise ValueError(f"name must have at least one visible character, got {text!r}; omit it for the target's name")
     return text
+
+
+def checked_fail_fast(fail_fast: bool) -> bool:
+    """Return the option `fail_fast`. Raises TypeError if it is not True or False."""
+    if not isinstance(fail_fast, bool):
+        raise TypeError(f"fail_fast must be True or False, got a {type(fail_fast).__name__}")
+    return fail_fast
 
 
 @context_manager

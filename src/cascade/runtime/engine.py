@@ -14,7 +14,7 @@ from cascade.runtime._connection import connected
 from cascade.runtime._resources import ResourceSetup
 from cascade.runtime._run_context import Clock, RunClock, RunContext
 from cascade.runtime._run_events import published
-from cascade.runtime._run_identity import checked_name, checked_run_id, in_progress, place_in_trace
+from cascade.runtime._run_identity import checked_fail_fast, checked_name, checked_run_id, in_progress, place_in_trace
 from cascade.runtime._scheduler import Scheduler
 from cascade.runtime._task_cache import RunCaches
 from cascade.runtime._timeouts import within_timeout
@@ -147,12 +147,12 @@ class Engine:
             BaseException: The exception of the first task that failed, unchanged.
         """
         require_event_loop("Engine.run")
-        limit = None if timeout is None else checked_timeout("Engine.run", timeout)
+        limit = None if timeout is None else checked_timeout("run", timeout)
         own_id = self._new_run_id() if run_id is None else checked_run_id(run_id)
         started = {"name": checked_name(name), "tags": checked_tags(tags)}
         caches = RunCaches.of_run(cache)
         graph, nodes = await _graph_of(target)
-        options = {"timeout": limit, "fail_fast": fail_fast, "caches": caches}
+        options = {"timeout": limit, "fail_fast": checked_fail_fast(fail_fast), "caches": caches}
         with in_progress(own_id, is_chosen=run_id is not None):
             return await self._run(own_id, graph, dict(params or {}), options, started | nodes)
 
