@@ -38,6 +38,7 @@ def run(*shown: cs.Connector) -> str:
     result = cs.run(
         stdlib_report.workflow(),
         system_resources=stdlib_report.SYSTEM_RESOURCES,
+        max_workers=2,  # the tasks compute in Python, so that more threads would only compete for the interpreter
         log_level="WARNING",
         connector=connectors,
     )
