@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import copy
-import gc
 import inspect
 import pickle
 import signal
@@ -25,6 +24,7 @@ from cascade.runtime.engine import run_nested
 from cascade.runtime.exceptions import TelemetryLostError
 from tests.lab.time_limits import subprocess_environment
 from tests.lab.waiting import HANG
+from tests.runtime.test_memory import no_garbage_collection
 
 
 @cs.task(threaded=False)
@@ -419,9 +419,7 @@ def test_a_result_keeps_only_its_value_alive() -> None:
     argument = make()
     target = other(argument)
     lazy = weakref.ref(target)
-    gc.collect()
-    gc.disable()
-    try:
+    with no_garbage_collection():
         result = execute(target)
         del target
         assert [reference() is not None for reference in kept] == [False, True]
@@ -429,8 +427,6 @@ def test_a_result_keeps_only_its_value_alive() -> None:
         assert isinstance(result.value, Value)
         del result
         assert kept[1]() is None
-    finally:
-        gc.enable()
 
 
 def test_a_failed_result_frees_the_values_and_itself() -> None:
@@ -448,9 +444,7 @@ def test_a_failed_result_frees_the_values_and_itself() -> None:
     def fail(_: Value) -> None:
         raise OwnError
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_garbage_collection():
         after: Any = cs.task(lambda _, x: x, name="after")
         result = execute(after(fail(make()), make()))
         error = weakref.ref(result.error)
@@ -460,8 +454,6 @@ def test_a_failed_result_frees_the_values_and_itself() -> None:
         del result
         assert error() is None
         assert [reference() for reference in kept] == [None] * len(kept)
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("ends", ["dropped", "raised"])
@@ -478,9 +470,7 @@ def test_a_run_that_continued_after_failures_frees_its_values(ends: str) -> None
         raise ValueError("no")
 
     targets = [fail(make()), fail(make()).allow_failure()]
-    gc.collect()
-    gc.disable()
-    try:
+    with no_garbage_collection():
         if ends == "dropped":
             result = execute(targets, fail_fast=False)
             assert len(result.failures) == 2
@@ -489,8 +479,6 @@ def test_a_run_that_continued_after_failures_frees_its_values(ends: str) -> None
             with contextlib.suppress(ValueError):
                 cs.run(targets, fail_fast=False, log_level="OFF")
         assert [reference() for reference in kept] == [None, None]
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])

@@ -3,9 +3,9 @@
 from typing import Any
 
 from cascade._run.options import Decorators, RunOptions
-from cascade._run.prepared import PreparedRun, perform_to_end, refuse_running_loop, run_to_end
+from cascade._run.prepared import PreparedRun, perform_to_end, run_to_end
 from cascade._run.result import RunResult
-from cascade.runtime.engine import require_event_loop
+from cascade.runtime.engine import refuse_event_loop, require_event_loop
 
 _with_options = Decorators(RunOptions)
 
@@ -53,7 +53,7 @@ def run(target: Any, options: RunOptions) -> Any:  # noqa: D417 - Args lists the
         SystemExit: After SIGTERM, with exit code 143.
         BaseException: The exception of the first task that failed, unchanged.
     """
-    refuse_running_loop("run")
+    refuse_event_loop("cs.run")
     return run_to_end(PreparedRun(target, options))
 
 
@@ -87,7 +87,7 @@ def execute(target: Any, options: RunOptions) -> RunResult[Any]:
         KeyboardInterrupt: After Ctrl-C, so that the program ends.
         SystemExit: After SIGTERM, with exit code 143.
     """
-    refuse_running_loop("execute")
+    refuse_event_loop("cs.execute")
     work = PreparedRun(target, options, has_result=True)
     perform_to_end(work)
     return work.outcome()

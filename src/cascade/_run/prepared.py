@@ -20,7 +20,7 @@ from cascade.messaging.bus import MessageBus as Messages
 from cascade.messaging.bus import bus as messaging_bus
 from cascade.messaging.renderer import LEVELS, CliRenderer, JsonRenderer, LoggingRenderer, severity
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine
+from cascade.runtime.engine import Engine, refuse_event_loop
 from cascade.runtime.events import RunStillStopping
 from cascade.runtime.exceptions import TelemetryLostError
 from cascade.runtime.protocols import Connector, Displaying
@@ -179,7 +179,7 @@ def run_to_end(work: PreparedRun) -> Any:
         RuntimeError: An event loop is running in this thread.
         BaseException: See `run`.
     """
-    refuse_running_loop("run")
+    refuse_event_loop("cs.run")
     perform_to_end(work)
     return work.result()
 
@@ -201,17 +201,6 @@ def perform_to_end(work: PreparedRun) -> None:
     if signals.received is not None:
         work.report_cancellation()
         signals.raise_received(work.error)
-
-
-def refuse_running_loop(function: str) -> None:
-    """Raise RuntimeError if an event loop is running in this thread. `function` is the name of the called function."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        f"cs.{function}() cannot run inside a running event loop: use `await cs.{function}_async(...)` here"
-    )
 
 
 def _messages_of_run(log_level: str, log_format: str, connector: Connector | None) -> Messages:

@@ -69,8 +69,8 @@ _ATTEMPT: ContextVar[tuple[TaskExecution, int] | None] = ContextVar("cascade_att
 """The execution and the number of the attempt that the code belongs to."""
 
 
-class _Timed(TaskExecution):
-    """Limits each attempt of a task to the timeout of its node.
+class TimedExecution(TaskExecution):
+    """Execution of a task with a timeout, which limits each attempt.
 
     Attributes:
         deadline: The deadline of the current attempt.
@@ -148,11 +148,7 @@ class _Timed(TaskExecution):
             run.leave_place(work, slot, permit, amounts)
 
 
-class TimedExecution(_Timed):
-    """Execution of a task with a timeout."""
-
-
-class TimedRetriedExecution(_Timed, RetriedExecution):
+class TimedRetriedExecution(TimedExecution, RetriedExecution):
     """Execution of a task with a timeout and a retry policy."""
 
 

@@ -305,6 +305,20 @@ def require_event_loop(caller: str, without: str = "cs.run") -> None:
         ) from None
 
 
+def refuse_event_loop(caller: str, more: str = "") -> None:
+    """Raise RuntimeError if an event loop is running in this thread.
+
+    Args:
+        caller: The name in the error. The function to use instead has the suffix `_async`.
+        more: Further advice, at the end of the error.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(f"{caller}() cannot run inside a running event loop: use `await {caller}_async(...)` here{more}")
+
+
 async def _graph_of(target: Any) -> tuple[Graph, dict[str, Any]]:
     """Return the graph of a target, and the fields of RunStarted about it."""
     if isinstance(target, Graph):

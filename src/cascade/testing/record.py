@@ -11,7 +11,7 @@ from cascade.adapters.solvers.native import NativeSolver
 from cascade.connectors.fanout import FanoutConnector
 from cascade.connectors.memory import MemoryConnector
 from cascade.runtime.bus import MessageBus
-from cascade.runtime.engine import Engine, require_event_loop
+from cascade.runtime.engine import Engine, refuse_event_loop, require_event_loop
 from cascade.runtime.events import Event
 from cascade.runtime.subscribers import TelemetrySubscriber
 from cascade.runtime.threads import in_thread
@@ -99,7 +99,7 @@ def record_run(
         RuntimeError: An event loop is running in this thread: use `record_run_async` there.
         ImportError: `spans` is true and the extra `[otel]` is not installed.
     """
-    _refuse_event_loop()
+    refuse_event_loop("record_run", ", or `await cascade_run_async(...)` in place of the fixture cascade_run")
     recording = _Recording(system_resources, resources, clock, spans)
     asyncio.run(recording.perform(target, params, options))
     return recording.record()
@@ -128,17 +128,6 @@ async def record_run_async(
     recording = await in_thread(_Recording, system_resources, resources, clock, spans)
     await recording.perform(target, params, options)
     return await in_thread(recording.record)
-
-
-def _refuse_event_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RuntimeError(
-        "record_run() cannot run inside a running event loop: use `await record_run_async(...)` here, or "
-        "`await cascade_run_async(...)` in place of the fixture cascade_run"
-    )
 
 
 class _Recording:

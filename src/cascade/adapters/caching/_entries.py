@@ -172,7 +172,7 @@ class Entries:
             file.write("# The values of tasks in this directory may be secret.\n*\n")
 
     def _check(self) -> bool:
-        """Check who may write to the directory, once. Returns False if it does not exist."""
+        """Check the owner and the mode of the directory, once. Returns False if the directory does not exist."""
         try:
             found = Path(self.directory).stat()
         except FileNotFoundError:
